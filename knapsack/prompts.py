@@ -1,0 +1,183 @@
+"""Every text that an agent reads, and the one function that renders a conversation for training and inference.
+
+Both runtimes get the same texts except for the paragraph that states the runtime and the worked example that
+fits it. Two lengths exist: "full" for language models, "compact" for the scale model, whose context is short.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from knapsack.runtime import Kind, Observation
+from knapsack.tasks import Task
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+Detail = Literal["full", "compact"]
+DETAILS: tuple[Detail, ...] = ("full", "compact")
+
+NO_CODE = "ProtocolError: the reply holds no python code block; write exactly one"
+MANY_CODE = "ProtocolError: the reply holds {count} code blocks; write exactly one"
+
+_RUNTIME_FULL = {
+    "persistent": """Runtime: persistent.
+Names that a code block binds (variables, functions, imports) stay bound in all later turns. Define helpers and
+records once, then call and update them; do not write them again.""",
+    "stateless": """Runtime: stateless.
+Each code block starts with an empty namespace: names from earlier turns are gone. Print what a later turn needs,
+and bind it again from the last observation at the start of each block.""",
+}
+_RUNTIME_COMPACT = {
+    "persistent": "Runtime: persistent. Names stay bound between turns.",
+    "stateless": "Runtime: stateless. Names are gone after each turn.",
+}
+
+_EXAMPLE = {
+    "persistent": """Example (another task: add up the readings of meters, two a turn)
+Assistant: I keep the readings in a dict and define a helper that reads the next two.
+```python
+readings = {}
+def read_next(meters):
+    for meter in [m for m in meters if m not in readings][:2]:
+        readings[meter] = read(meter)
+    print(len(readings), sum(readings.values()))
+read_next(["m1", "m2", "m3"])
+```
+Observation: {"output": "2 17\\n", "error": null, ...}
+Assistant: The helper and the readings are still bound, so I call it again.
+```python
+read_next(["m1", "m2", "m3"])
+```""",
+    "stateless": """Example (another task: add up the readings of meters, two a turn)
+Assistant: I read two meters and print the readings, because the next block starts empty.
+```python
+readings = {}
+for meter in [m for m in ["m1", "m2", "m3"] if m not in readings][:2]:
+    readings[meter] = read(meter)
+print("readings =", readings)
+```
+Observation: {"output": "readings = {'m1': 8, 'm2': 9}\\n", "error": null, ...}
+Assistant: I bind the readings again from the observation and read on.
+```python
+readings = {'m1': 8, 'm2': 9}
+for meter in [m for m in ["m1", "m2", "m3"] if m not in readings][:2]:
+    readings[meter] = read(meter)
+print("readings =", readings)
+```""",
+}
+
+_SYSTEM_FULL = """You solve a task by writing Python. In each turn, say in one or two sentences what you do next, then
+write exactly one fenced code block (```python ... ```). It is executed, and what it prints comes back to you as a
+JSON observation with the output, the error if there was one, and the state of the runtime. Only printed output is
+visible. Tools are plain functions that exist only inside code blocks. When the task is done, call finish() in a
+code block.
+
+{runtime}
+
+Tools (at most {cap} calls per turn; one more raises an error that ends the block):
+def list_items() -> str
+    JSON list of all item ids.
+def inspect(item_id: str) -> str
+    JSON object with exactly the keys "class" (str), "value" (int) and "weight" (int); parse it with json.loads.
+    A new item past the inspection budget raises RuntimeError; looking again at an inspected item is free.
+def take_item(item_id: str) -> None
+    Puts the item into the knapsack for good. Raises PermissionError if its class is not allowed, RuntimeError if
+    the capacity would be exceeded, ValueError if the id is unknown or the item is taken already; nothing changes then.
+def finish() -> None
+    Ends the episode.
+
+{example}"""
+
+_SYSTEM_COMPACT = """{runtime}
+Tools: list_items() inspect(item_id) take_item(item_id) finish(). At most {cap} calls per turn."""
+
+_TASK_FULL = """Opaque Knapsack: choose items so that their total value is as large as possible and their total weight
+stays within the capacity. Weights, values and classes are hidden until you inspect an item.
+
+- capacity: {capacity}
+- inspection budget (distinct items): {budget}
+- number of items: {count}
+- classes that occur: {classes}. Only some of them are allowed; a refused take_item tells that a class is not.
+
+Inspect before you take, use the budget well, fill the capacity with the best allowed items, then call finish()."""
+
+_TASK_COMPACT = "Knapsack: capacity {capacity}, inspect budget {budget}, items {count}, classes {classes}."
+
+
+def opening(task: Task, kind: Kind, max_tool_calls: int, detail: Detail = "full") -> list[Message]:
+    """The system and task messages that start an episode."""
+    if detail not in DETAILS:
+        raise ValueError(f"prompt detail {detail!r}: needs one of {DETAILS}")
+    facts = {
+        "capacity": task.capacity,
+        "budget": task.inspect_budget,
+        "count": len(task.items),
+    }
+    if detail == "full":
+        system = _SYSTEM_FULL.format(runtime=_RUNTIME_FULL[kind], cap=max_tool_calls, example=_EXAMPLE[kind])
+        user = _TASK_FULL.format(classes=", ".join(task.class_names), **facts)
+    else:
+        system = _SYSTEM_COMPACT.format(runtime=_RUNTIME_COMPACT[kind], cap=max_tool_calls)
+        classes = f"{task.class_names[0]} to {task.class_names[-1]}"
+        user = _TASK_COMPACT.format(classes=classes, **facts)
+    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+
+
+def observation_message(observation: Observation, kind: Kind) -> Message:
+    """What the agent sees after a turn: output, error, and the runtime's state (paper, section 3)."""
+    content = {
+        "output": observation.output,
+        "error": observation.error,
+        "runtime_state": {
+            "runtime": kind,
+            "active_globals": list(observation.active_globals),
+            "last_step_globals": list(observation.last_step_globals),
+        },
+    }
+    return {"role": "user", "content": json.dumps(content, ensure_ascii=False)}
+
+
+def protocol_error_message(text: str, kind: Kind, active_globals: tuple[str, ...]) -> Message:
+    """What the agent sees after a reply without exactly one code block."""
+    observation = Observation(output="", active_globals=active_globals)
+    content = json.loads(observation_message(observation, kind)["content"]) | {"error": text}
+    return {"role": "user", "content": json.dumps(content, ensure_ascii=False)}
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as tokens. ``labels[i]`` is ``input_ids[i]`` where the assistant wrote it, else -100."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def render(messages: list[Message], tokenizer, reply_follows: bool = False) -> Rendered:
+    """Tokens of a conversation in the ChatML form ``<|im_start|>role⏎content<|im_end|>⏎``.
+
+    Used for training rows (every assistant message with its end token is labelled) and, with
+    ``reply_follows=True``, for inference, where the text ends right after the assistant's header. A training
+    row therefore begins with exactly the tokens of each of its inference prompts. Control tokens are set by
+    id; contents are split as plain text, so nothing inside a message can act as a control token.
+    """
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    if None in (start, end) or tokenizer.unk_token_id in (start, end):
+        raise ValueError("the tokenizer has no <|im_start|> and <|im_end|> tokens; use a ChatML model such as Qwen3")
+
+    def plain(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
+
+    newline = plain("\n")
+    input_ids: list[int] = []
+    labels: list[int] = []
+
+    def add(ids: list[int], learned: bool) -> None:
+        input_ids.extend(ids)
+        labels.extend(ids if learned else [-100] * len(ids))
+
+    for message in messages:
+        add([start, *plain(message["role"]), *newline], False)
+        add([*plain(message["content"]), end], message["role"] == "assistant")
+        add(newline, False)
+    if reply_follows:
+        add([start, *plain("assistant"), *newline], False)
+    return Rendered(input_ids, labels)

@@ -1,0 +1,317 @@
+"""Opaque Knapsack instances: sampling, exact optimum, and the published JSON format.
+
+``sample_task(seed, config)`` is a pure function: the same arguments give the same bytes in any process.
+Constants and the acceptance rule follow arXiv 2603.01209, section on Opaque Knapsack; unlike the released
+generator, the allowed classes come from the seeded source too.
+"""
+
+import hashlib
+import json
+import math
+import random
+import string
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from knapsack.files import CorruptFileError, read_json, write_text
+
+ATTEMPTS = 200  # rejection sampling: attempt k uses seed + k * ATTEMPT_STRIDE
+ATTEMPT_STRIDE = 1_000_003
+MIN_ALLOWED_ITEMS = 5
+MIN_OPTIMAL_ITEMS = 3
+MAX_DOMINANCE = 0.40  # no chosen item may hold more of the optimal value
+SPLIT_OFFSETS = {"train": 0, "easy": 250_000, "hard": 500_000}
+SPLIT_SIZE = 250_000
+
+
+class TaskSamplingError(RuntimeError):
+    """No acceptable instance was found within the allowed attempts."""
+
+
+@dataclass(frozen=True)
+class Item:
+    weight: int
+    value: int
+    item_class: str
+
+
+@dataclass(frozen=True)
+class KnapsackConfig:
+    """What instances of a split look like. All ranges are inclusive (low, high)."""
+
+    items: tuple[int, int]
+    weights: tuple[int, int]
+    values: tuple[int, int]
+    classes: int  # the first so many letters of the alphabet
+    allowed_classes: int  # how many of them may be taken; hidden from the agent
+    capacity_ratio: tuple[float, float]  # capacity as a share of the allowed items' total weight
+    id_pool: int | None = None  # None: ids from 128 random bits; a number: ids from a fixed pool of that size
+
+    def __post_init__(self):
+        for name, low in (("items", MIN_ALLOWED_ITEMS), ("weights", 1), ("values", 1), ("capacity_ratio", 0)):
+            pair = getattr(self, name)
+            if len(pair) != 2 or pair[0] > pair[1]:
+                raise ValueError(f"KnapsackConfig.{name} = {pair!r}: needs (low, high) with low <= high")
+            if pair[0] < low or (name == "capacity_ratio" and not 0 < pair[0] <= pair[1] <= 1):
+                bound = "0 < low <= high <= 1" if name == "capacity_ratio" else f"low >= {low}"
+                raise ValueError(f"KnapsackConfig.{name} = {pair!r}: needs {bound}")
+            object.__setattr__(self, name, tuple(pair))
+        if not 1 <= self.classes <= 26:
+            raise ValueError(f"KnapsackConfig.classes = {self.classes!r}: needs 1 to 26 letters")
+        if not 1 <= self.allowed_classes <= self.classes:
+            raise ValueError(
+                f"KnapsackConfig.allowed_classes = {self.allowed_classes!r}: needs 1 to classes = {self.classes}"
+            )
+        if self.id_pool is not None and self.id_pool < self.items[1]:
+            raise ValueError(f"KnapsackConfig.id_pool = {self.id_pool!r}: needs at least items[1] = {self.items[1]}")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(string.ascii_uppercase[: self.classes])
+
+    @classmethod
+    def easy(cls) -> "KnapsackConfig":
+        """The paper's Easy split."""
+        return cls((25, 40), (5, 20), (10, 100), 15, 3, (0.35, 0.5))
+
+    @classmethod
+    def hard(cls) -> "KnapsackConfig":
+        """The paper's Hard split."""
+        return cls((80, 120), (5, 50), (10, 500), 26, 5, (0.4, 0.6))
+
+    @classmethod
+    def nano_easy(cls) -> "KnapsackConfig":
+        """Easy, with ids from a pool of 1,024 so that the scale model reads each id as one token."""
+        return cls((25, 40), (5, 20), (10, 100), 15, 3, (0.35, 0.5), id_pool=1024)
+
+    @classmethod
+    def nano_hard(cls) -> "KnapsackConfig":
+        """Hard's classes, weights, values and ratios on 45 to 60 items, which fits the scale model's context."""
+        return cls((45, 60), (5, 50), (10, 500), 26, 5, (0.4, 0.6), id_pool=1024)
+
+
+PRESETS = {
+    "easy": KnapsackConfig.easy,
+    "hard": KnapsackConfig.hard,
+    "nano_easy": KnapsackConfig.nano_easy,
+    "nano_hard": KnapsackConfig.nano_hard,
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One instance. ``items`` maps id to Item in the order that ``list_items`` shows."""
+
+    task_id: str
+    seed: int
+    items: dict[str, Item]
+    capacity: int
+    allowed_classes: tuple[str, ...]
+    inspect_budget: int
+    class_names: tuple[str, ...]
+    optimal_items: tuple[str, ...]
+    optimal_value: int
+    optimal_weight: int
+
+    @property
+    def difficulty(self) -> dict:
+        """The published description of an instance; shares are rounded to two digits as published."""
+        dominance = max(self.items[i].value for i in self.optimal_items) / self.optimal_value
+        return {
+            "n_items": len(self.items),
+            "optimal_set_size": len(self.optimal_items),
+            "capacity": self.capacity,
+            "p_valid": round(len(self.allowed_classes) / len(self.class_names), 2),
+            "budget_coverage": round(self.inspect_budget / len(self.items), 2),
+            "max_item_dominance": round(dominance, 2),
+        }
+
+    def to_json(self) -> dict:
+        """The published task format (``pythonformer.task.v1``), without a time of generation."""
+        return {
+            "schema_version": "pythonformer.task.v1",
+            "family": "knapsack",
+            "seed": self.seed,
+            "task_id": self.task_id,
+            "run_name": "knapsack",
+            "generated_at": None,
+            "difficulty": self.difficulty,
+            "public": {
+                "item_ids": list(self.items),
+                "capacity": self.capacity,
+                "allowed_classes": list(self.allowed_classes),
+                "inspect_budget": self.inspect_budget,
+            },
+            "private": {
+                "items": {
+                    i: {"weight": item.weight, "value": item.value, "class": item.item_class}
+                    for i, item in sorted(self.items.items())
+                }
+            },
+            "reference": {
+                "optimal_item_ids": list(self.optimal_items),
+                "optimal_value": self.optimal_value,
+                "optimal_weight": self.optimal_weight,
+            },
+            "nl": None,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict, source: str = "task") -> "Task":
+        """Read the published format. Raises CorruptFileError naming ``source`` and the field.
+
+        The optimum is computed again; a file whose stated optimum differs is refused.
+        """
+        try:
+            public, private, reference = data["public"], data["private"]["items"], data["reference"]
+            items = {
+                i: Item(int(private[i]["weight"]), int(private[i]["value"]), str(private[i]["class"]))
+                for i in public["item_ids"]
+            }
+            allowed = tuple(public["allowed_classes"])
+            share = float(data["difficulty"]["p_valid"])
+            letters = max(round(len(allowed) / share), max(ord(x.item_class) - 64 for x in items.values()))
+            task = cls(
+                task_id=str(data["task_id"]),
+                seed=int(data["seed"]),
+                items=items,
+                capacity=int(public["capacity"]),
+                allowed_classes=allowed,
+                inspect_budget=int(public["inspect_budget"]),
+                class_names=tuple(string.ascii_uppercase[:letters]),
+                optimal_items=tuple(reference["optimal_item_ids"]),
+                optimal_value=int(reference["optimal_value"]),
+                optimal_weight=int(reference["optimal_weight"]),
+            )
+        except KeyError as error:
+            raise CorruptFileError(f"{source} lacks the field {error}; make or download it anew") from error
+        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            raise CorruptFileError(f"{source} is not a task file ({error}); make or download it anew") from error
+        best = optimum(items, allowed, task.capacity)
+        value = sum(items[i].value for i in best)
+        if value != task.optimal_value:
+            raise CorruptFileError(
+                f"{source}: reference.optimal_value is {task.optimal_value}, but the optimum is {value}; "
+                "make or download it anew"
+            )
+        return task
+
+
+def optimum(items: dict[str, Item], allowed: Iterable[str], capacity: int) -> tuple[str, ...]:
+    """Ids of a subset of the allowed items with the greatest value within ``capacity``.
+
+    Exact dynamic programme over capacities, O(allowed items · capacity). Ties go to the subset found first.
+    """
+    candidates = [i for i, item in items.items() if item.item_class in set(allowed) and item.weight <= capacity]
+    best = [0] * (capacity + 1)
+    chosen: list[list[bool]] = []
+    for i in candidates:
+        weight, value = items[i].weight, items[i].value
+        row = [False] * (capacity + 1)
+        for room in range(capacity, weight - 1, -1):
+            if best[room - weight] + value > best[room]:
+                best[room] = best[room - weight] + value
+                row[room] = True
+        chosen.append(row)
+    picked, room = [], capacity
+    for i, row in zip(reversed(candidates), reversed(chosen), strict=True):
+        if row[room]:
+            picked.append(i)
+            room -= items[i].weight
+    return tuple(sorted(picked))
+
+
+def pool_id(index: int) -> str:
+    """The ``index``-th id of the fixed pool that the scale model's tokenizer knows."""
+    return "item_" + hashlib.sha256(b"pool %d" % index).hexdigest()[:12]
+
+
+def _item_ids(count: int, config: KnapsackConfig, source: random.Random) -> list[str]:
+    if config.id_pool is not None:
+        return [pool_id(index) for index in source.sample(range(config.id_pool), count)]
+    ids: dict[str, None] = {}
+    while len(ids) < count:
+        ids["item_" + hashlib.sha256(b"%032x" % source.getrandbits(128)).hexdigest()[:12]] = None
+    return list(ids)
+
+
+def sample_task(seed: int, config: KnapsackConfig, task_id: str | None = None) -> Task:
+    """Draw one instance, rejecting those that are trivial or dominated by one item.
+
+    Budget = ceil(max(1.5 · capacity / mean weight / p_valid, 1.1 · |optimal set|)) clamped to [5, n], with
+    mean weight the middle of the range (paper, Opaque Knapsack sampling). Raises TaskSamplingError after
+    200 attempts.
+    """
+    for attempt in range(ATTEMPTS):
+        source = random.Random(seed + attempt * ATTEMPT_STRIDE)
+        count = source.randint(*config.items)
+        names = config.class_names
+        allowed = tuple(sorted(source.sample(names, config.allowed_classes)))
+        items = {
+            item_id: Item(
+                weight=source.randint(*config.weights),
+                value=source.randint(*config.values),
+                item_class=source.choice(names if index else allowed),
+            )
+            for index, item_id in enumerate(_item_ids(count, config, source))
+        }
+        items = dict(sorted(items.items()))  # the listing must not give away which item came first
+        weights = [item.weight for item in items.values() if item.item_class in allowed]
+        if len(weights) < MIN_ALLOWED_ITEMS:
+            continue
+        capacity = max(min(weights), round(source.uniform(*config.capacity_ratio) * sum(weights)))
+        best = optimum(items, allowed, capacity)
+        value = sum(items[i].value for i in best)
+        if len(best) < MIN_OPTIMAL_ITEMS or max(items[i].value for i in best) > MAX_DOMINANCE * value:
+            continue
+        valid = config.allowed_classes / config.classes
+        needed = max(1.5 * capacity / (sum(config.weights) / 2) / valid, 1.1 * len(best))
+        return Task(
+            task_id=task_id if task_id is not None else f"knapsack-{seed:010d}",
+            seed=seed,
+            items=items,
+            capacity=capacity,
+            allowed_classes=allowed,
+            inspect_budget=max(5, min(math.ceil(needed), count)),
+            class_names=names,
+            optimal_items=best,
+            optimal_value=value,
+            optimal_weight=sum(items[i].weight for i in best),
+        )
+    raise TaskSamplingError(f"no acceptable instance in {ATTEMPTS} attempts from seed {seed} with {config}")
+
+
+def sample_split(split: str, count: int, seed: int, config: KnapsackConfig) -> Iterator[Task]:
+    """``count`` tasks of ``split`` ("train", "easy" or "hard"); no two splits of a run share a seed."""
+    if split not in SPLIT_OFFSETS:
+        raise ValueError(f"split = {split!r}: needs one of {sorted(SPLIT_OFFSETS)}")
+    if not 0 <= count <= SPLIT_SIZE:
+        raise ValueError(f"{split}: {count} tasks asked for; needs 0 to {SPLIT_SIZE}")
+    first = seed * 10_000_000 + SPLIT_OFFSETS[split]
+    for index in range(count):
+        yield sample_task(first + index, config, task_id=f"knapsack-{index:010d}")
+
+
+def write_tasks(root: str | Path, tasks: Iterable[Task]) -> list[Path]:
+    """Write ``<root>/tasks/knapsack/knapsack-<index>.json`` for each task; returns the paths."""
+    paths = []
+    for task in tasks:
+        path = Path(root) / "tasks" / "knapsack" / f"{task.task_id}.json"
+        write_text(path, json.dumps(task.to_json(), indent=2, sort_keys=True) + "\n")
+        paths.append(path)
+    return paths
+
+
+def read_tasks(root: str | Path, count: int | None = None) -> list[Task]:
+    """Read the tasks below ``root`` in the order of their names; ``count`` limits how many.
+
+    Raises FileNotFoundError when there are fewer than asked for, CorruptFileError for a damaged file.
+    """
+    folder = Path(root) / "tasks" / "knapsack"
+    paths = sorted(folder.glob("knapsack-*.json"))
+    if not paths or (count is not None and len(paths) < count):
+        raise FileNotFoundError(
+            f"{folder} holds {len(paths)} tasks, {count if count is not None else 'some'} needed: run notebook 01 first"
+        )
+    return [Task.from_json(read_json(path), str(path)) for path in paths[:count]]
