@@ -19,7 +19,8 @@ from knapsack.runtime import MAX_TOOL_CALLS, Kind, Observation, Runtime
 from knapsack.tasks import Task
 
 MAX_TURNS = 40  # paper, section 3
-CODE_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
+FENCE = re.compile(r"```([^\n`]*)\n(.*?)```", re.DOTALL)  # any language, so that a closing fence opens nothing
+LANGUAGES = ("", "python", "python3", "py")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class EpisodeSettings:
 
 def code_block(text: str) -> tuple[str | None, str | None]:
     """The single code block of a reply and None, or None and what is wrong with the reply."""
-    blocks = CODE_BLOCK.findall(text)
+    blocks = [code for language, code in FENCE.findall(text) if language.strip().lower() in LANGUAGES]
     if len(blocks) == 1:
         return blocks[0], None
     return None, prompts.MANY_CODE.format(count=len(blocks)) if blocks else prompts.NO_CODE
@@ -108,8 +109,9 @@ def episode(
             except ContextFull as full:
                 result.finish_reason, result.error = "error", str(full)
                 break
-            messages.append({"role": "assistant", "content": reply.text})
-            code, problem = code_block(reply.text)
+            text = reply.text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair fits no file
+            messages.append({"role": "assistant", "content": text})
+            code, problem = code_block(text)
             observation = None
             if code is None:
                 messages.append(prompts.protocol_error_message(problem, kind, active))
@@ -117,9 +119,7 @@ def episode(
                 observation = runtime.run(code)
                 active = observation.active_globals
                 messages.append(prompts.observation_message(observation, kind))
-            result.turns.append(
-                Turn(reply.text, code, observation, problem, reply.prompt_tokens, reply.completion_tokens)
-            )
+            result.turns.append(Turn(text, code, observation, problem, reply.prompt_tokens, reply.completion_tokens))
             if environment.finished:
                 result.finish_reason = "finish_tool"
                 break
@@ -130,8 +130,8 @@ def episode(
 
 def run_alone(play: Generator[list[Message], Reply, Episode], reply: Callable[[list[Message]], Reply]) -> Episode:
     """Drive one episode with a function from conversation to Reply."""
-    messages = next(play)
     try:
+        messages = next(play)
         while True:
             try:
                 answer = reply(messages)
@@ -153,14 +153,29 @@ def run_concurrently(
 ) -> None:
     """Drive episodes in ``workers`` threads (for endpoints); ``on_done`` gets each (key, Episode) as it ends.
 
-    The first infrastructure error stops the run: nothing more is started, and it is raised again here.
+    The first infrastructure error stops the run: no reply is asked for after it, and it is raised again here.
     """
+    failures: list[BaseException] = []
+
+    def ask(messages: list[Message]) -> Reply:
+        if failures:
+            raise failures[0]
+        return reply(messages)
+
+    def drive(play: Generator[list[Message], Reply, Episode]) -> Episode:
+        try:
+            return run_alone(play, ask)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
     with ThreadPoolExecutor(workers) as executor:
-        futures = {executor.submit(run_alone, play, reply): key for key, play in plays}
+        futures = {executor.submit(drive, play): key for key, play in plays}
         try:
             for future in as_completed(futures):
                 on_done(futures[future], future.result())
-        except BaseException:
+        except BaseException as error:
+            failures.append(error)
             executor.shutdown(wait=False, cancel_futures=True)
             raise
 

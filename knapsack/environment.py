@@ -25,8 +25,8 @@ class KnapsackEnvironment:
         }
 
     def list_items(self) -> str:
-        """All item ids, as a JSON list."""
-        return json.dumps(list(self.task.items))
+        """All item ids, as a sorted JSON list."""
+        return json.dumps(sorted(self.task.items))
 
     def inspect(self, item_id: str) -> str:
         """Class, value and weight of an item, as a JSON object.
@@ -63,8 +63,10 @@ class KnapsackEnvironment:
         self.finished = True
 
     def _item(self, item_id: str):
-        if not isinstance(item_id, str) or item_id not in self.task.items:
-            raise ValueError(f"unknown item id: {str(item_id)[:40]}")
+        if not isinstance(item_id, str):  # not shown: code may pass something endless
+            raise ValueError("unknown item id: an id is a str")
+        if item_id not in self.task.items:
+            raise ValueError(f"unknown item id: {item_id[:40]}")
         return self.task.items[item_id]
 
     @property

@@ -95,12 +95,13 @@ stays within the capacity. Weights, values and classes are hidden until you insp
 
 - capacity: {capacity}
 - inspection budget (distinct items): {budget}
-- number of items: {count}
 - classes that occur: {classes}. Only some of them are allowed; a refused take_item tells that a class is not.
 
 Inspect before you take, use the budget well, fill the capacity with the best allowed items, then call finish()."""
 
-_TASK_COMPACT = "Knapsack: capacity {capacity}, inspect budget {budget}, items {count}, classes {classes}."
+_TASK_COMPACT = """Knapsack, classes {classes}: inspect up to budget items, take up to capacity weight.
+capacity = {capacity}
+budget = {budget}"""
 
 
 def opening(task: Task, kind: Kind, max_tool_calls: int, detail: Detail = "full") -> list[Message]:
@@ -110,7 +111,6 @@ def opening(task: Task, kind: Kind, max_tool_calls: int, detail: Detail = "full"
     facts = {
         "capacity": task.capacity,
         "budget": task.inspect_budget,
-        "count": len(task.items),
     }
     if detail == "full":
         system = _SYSTEM_FULL.format(runtime=_RUNTIME_FULL[kind], cap=max_tool_calls, example=_EXAMPLE[kind])

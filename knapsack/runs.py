@@ -70,7 +70,8 @@ def open_run(folder: str | Path) -> Run:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(error.errno, f"cannot make the run's folder ({error.strerror}); choose another", str(path))
+        problem = f"cannot make the run's folder ({error.strerror}); choose another run_folder"
+        raise OSError(error.errno, problem, str(path)) from error
     if not os.access(path, os.W_OK):
         raise PermissionError(f"the run's folder {path} is read-only; choose another run_folder")
     return Run(path)

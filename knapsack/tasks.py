@@ -50,13 +50,18 @@ class KnapsackConfig:
 
     def __post_init__(self):
         for name, low in (("items", MIN_ALLOWED_ITEMS), ("weights", 1), ("values", 1), ("capacity_ratio", 0)):
-            pair = getattr(self, name)
-            if len(pair) != 2 or pair[0] > pair[1]:
-                raise ValueError(f"KnapsackConfig.{name} = {pair!r}: needs (low, high) with low <= high")
+            pair, kind = getattr(self, name), float | int if name == "capacity_ratio" else int
+            if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(x, kind) for x in pair):
+                raise ValueError(f"KnapsackConfig.{name} = {pair!r}: needs two numbers (low, high)")
+            if pair[0] > pair[1]:
+                raise ValueError(f"KnapsackConfig.{name} = {pair!r}: needs low <= high")
             if pair[0] < low or (name == "capacity_ratio" and not 0 < pair[0] <= pair[1] <= 1):
                 bound = "0 < low <= high <= 1" if name == "capacity_ratio" else f"low >= {low}"
                 raise ValueError(f"KnapsackConfig.{name} = {pair!r}: needs {bound}")
             object.__setattr__(self, name, tuple(pair))
+        for name in ("classes", "allowed_classes", "id_pool"):
+            if not isinstance(getattr(self, name), int | None if name == "id_pool" else int):
+                raise ValueError(f"KnapsackConfig.{name} = {getattr(self, name)!r}: needs a whole number")
         if not 1 <= self.classes <= 26:
             raise ValueError(f"KnapsackConfig.classes = {self.classes!r}: needs 1 to 26 letters")
         if not 1 <= self.allowed_classes <= self.classes:
@@ -97,6 +102,13 @@ PRESETS = {
     "nano_easy": KnapsackConfig.nano_easy,
     "nano_hard": KnapsackConfig.nano_hard,
 }
+
+
+def preset(name: str) -> KnapsackConfig:
+    """The configuration of that name. Raises ValueError listing the names there are."""
+    if name not in PRESETS:
+        raise ValueError(f"task configuration {name!r}: needs one of {', '.join(PRESETS)}")
+    return PRESETS[name]()
 
 
 @dataclass(frozen=True)
@@ -184,9 +196,15 @@ class Task:
                 optimal_value=int(reference["optimal_value"]),
                 optimal_weight=int(reference["optimal_weight"]),
             )
+            if min(min(item.weight, item.value) for item in items.values()) < 1:
+                raise ValueError("private.items: a weight or value is below 1")
+            stated = [items[i] for i in task.optimal_items]
+            sums = (sum(item.value for item in stated), sum(item.weight for item in stated))
+            if not stated or sums != (task.optimal_value, task.optimal_weight):
+                raise ValueError("reference: optimal_item_ids do not add up to optimal_value and optimal_weight")
         except KeyError as error:
             raise CorruptFileError(f"{source} lacks the field {error}; make or download it anew") from error
-        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise CorruptFileError(f"{source} is not a task file ({error}); make or download it anew") from error
         best = optimum(items, allowed, task.capacity)
         value = sum(items[i].value for i in best)
@@ -204,6 +222,7 @@ def optimum(items: dict[str, Item], allowed: Iterable[str], capacity: int) -> tu
     Exact dynamic programme over capacities, O(allowed items · capacity). Ties go to the subset found first.
     """
     candidates = [i for i, item in items.items() if item.item_class in set(allowed) and item.weight <= capacity]
+    capacity = min(capacity, sum(items[i].weight for i in candidates))
     best = [0] * (capacity + 1)
     chosen: list[list[bool]] = []
     for i in candidates:
@@ -240,9 +259,11 @@ def sample_task(seed: int, config: KnapsackConfig, task_id: str | None = None) -
     """Draw one instance, rejecting those that are trivial or dominated by one item.
 
     Budget = ceil(max(1.5 · capacity / mean weight / p_valid, 1.1 · |optimal set|)) clamped to [5, n], with
-    mean weight the middle of the range (paper, Opaque Knapsack sampling). Raises TaskSamplingError after
-    200 attempts.
+    mean weight the middle of the range (paper, Opaque Knapsack sampling). Raises ValueError for a negative seed
+    and TaskSamplingError after 200 attempts.
     """
+    if seed < 0:  # Python's generator would draw the same for -seed
+        raise ValueError(f"seed = {seed}: needs at least 0")
     for attempt in range(ATTEMPTS):
         source = random.Random(seed + attempt * ATTEMPT_STRIDE)
         count = source.randint(*config.items)
@@ -294,11 +315,21 @@ def sample_split(split: str, count: int, seed: int, config: KnapsackConfig) -> I
 
 
 def write_tasks(root: str | Path, tasks: Iterable[Task]) -> list[Path]:
-    """Write ``<root>/tasks/knapsack/knapsack-<index>.json`` for each task; returns the paths."""
+    """Write ``<root>/tasks/knapsack/knapsack-<index>.json`` for each task; returns the paths.
+
+    A file that holds the same task already is left alone. Raises FileExistsError if it holds anything else.
+    """
     paths = []
     for task in tasks:
         path = Path(root) / "tasks" / "knapsack" / f"{task.task_id}.json"
-        write_text(path, json.dumps(task.to_json(), indent=2, sort_keys=True) + "\n")
+        text = json.dumps(task.to_json(), indent=2, sort_keys=True) + "\n"
+        if not path.exists():
+            write_text(path, text)
+        elif path.read_bytes() != text.encode():
+            raise FileExistsError(
+                f"{path} holds another task (other seed or configuration, or a damaged file): "
+                "choose another run folder, or delete this one's tasks to make them anew"
+            )
         paths.append(path)
     return paths
 

@@ -1,0 +1,58 @@
+# make report   set up .venv if needed, then run the five notebooks (profile nano)
+# make test     set up .venv if needed, then lint, notebook pairs, tests
+# Another interpreter: make report PYTHON=python3.12. More for the runner: make report ARGS="--out runs/second -p seed=1"
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+READY := .venv/.ready
+# For sed: a notebook's script without its jupytext header.
+BODY := '1,/^\# %%/{/^\# %%/!d;}'
+
+.DEFAULT_GOAL := help
+.PHONY: help setup report test lab sync outputs clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
+
+setup: $(READY)  ## make .venv and install the locked packages into it
+
+# Done again only when the lock file or the project file is newer than the last finished set-up.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	rm -f $(READY)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -e .
+	touch $(READY)
+
+report: $(READY)  ## run the report: five notebooks, results in runs/nano
+	$(BIN)/python run_notebooks.py --profile nano $(ARGS)
+
+test: $(READY)  ## ruff, the notebook pairs, pytest
+	$(BIN)/ruff check .
+	@for notebook in notebooks/*.ipynb; do \
+	  $(BIN)/jupytext --quiet --to py:percent --output - $$notebook | sed $(BODY) > .venv/.pair; \
+	  sed $(BODY) $${notebook%.ipynb}.py | diff .venv/.pair - \
+	    || { echo "$$notebook and its .py differ: make sync"; exit 1; }; \
+	done
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lab: $(READY)  ## the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+sync: $(READY)  ## bring .ipynb and .py of each notebook to the same state (the newer one wins, outputs stay)
+	$(BIN)/jupytext --sync notebooks/*.py
+
+outputs: $(READY)  ## put the outputs and figures of the last run in runs/nano into notebooks/ and figures/
+	$(BIN)/jupyter nbconvert --log-level WARN --to notebook --output-dir notebooks \
+	  --ClearMetadataPreprocessor.enabled=True \
+	  --ClearMetadataPreprocessor.preserve_cell_metadata_mask='tags' \
+	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='kernelspec' \
+	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='jupytext' \
+	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='language_info' runs/nano/notebooks/*.ipynb
+	$(BIN)/jupytext --quiet --update --to ipynb notebooks/*.py
+	$(BIN)/python -c "from knapsack import figures, runs; figures.publish(runs.open_run('runs/nano'), 'figures')"
+
+clean:  ## remove .venv and caches (runs/ stays)
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info

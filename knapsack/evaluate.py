@@ -1,0 +1,255 @@
+"""Cells × tasks: every model plays the same tasks in every runtime. What is finished is kept."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from knapsack import agent, models, prompts, traces
+from knapsack.files import read_json, write_json
+from knapsack.prompts import Detail
+from knapsack.runs import Run
+from knapsack.runtime import Kind, interpreter_pool
+from knapsack.tasks import Task, read_tasks
+from knapsack.teachers import RuleTeacher
+
+REMEDY = "start anew with --fresh, or choose another run_folder"
+
+
+class EvaluationError(RuntimeError):
+    """Something other than a model failed; the message says where. Finished episodes are kept."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A model ("base", "teacher" or the name of an adapter) in a runtime on a split."""
+
+    model: str
+    runtime: Kind
+    split: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}_{self.runtime}_{self.split}"
+
+    def folder(self, run: Run) -> Path:
+        """Where the episodes lie; what the teacher does on training tasks are the traces to learn from."""
+        teaches = (self.model, self.split) == ("teacher", "train")
+        return run.traces(self.runtime) if teaches else run.evaluation(self.model, self.runtime, self.split)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all cells share and what is recorded beside their episodes.
+
+    ``slots`` conversations are answered at once; through the shape of matrix products it acts on rounding.
+    """
+
+    base: str = "nano"
+    seed: int = 0
+    temperature: float = 0.2
+    max_new_tokens: int = 1024
+    context_length: int = 4096
+    max_turns: int = agent.MAX_TURNS
+    max_tool_calls: int = agent.MAX_TOOL_CALLS
+    prompt_detail: Detail = "compact"
+    slots: int = 32
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker process needs to play the open tasks of a cell."""
+
+    cell: Cell
+    folder: Path
+    adapter: Path | None
+    tasks: list[Task]
+    settings: Settings
+    device: str
+
+    @property
+    def size(self) -> int:
+        """How long this may take, to start the longest first: a model away from home takes more turns."""
+        weight = 0 if self.cell.model == "teacher" else 1 if self.cell.model == self.cell.runtime else 3
+        return weight * sum(len(task.items) for task in self.tasks)
+
+    def finished(self) -> int:
+        paths = [traces.result_path(traces.trace_path(self.folder, task.task_id)) for task in self.tasks]
+        return sum(path.exists() for path in paths)
+
+
+def evaluate(
+    run: Run,
+    cells: Sequence[Cell],
+    counts: dict[str, int],
+    settings: Settings,
+    *,
+    processes: int = 2,
+    device: str = "auto",
+    progress: bool = True,
+) -> None:
+    """Play the first ``counts[split]`` tasks of each cell's split and write each episode as it ends.
+
+    Finished episodes are skipped, and none depends on which others are played beside it, so an interrupted run
+    ends as an uninterrupted one. Cells run in ``processes`` worker processes of one thread each. Raises
+    FileNotFoundError (tasks, base or adapter missing), ValueError (a cell was begun with other settings) and
+    EvaluationError (the first infrastructure error, which stops all workers).
+    """
+    if processes < 1:
+        raise ValueError(f"processes = {processes}: needs at least 1")
+    tasks = {split: read_tasks(run.tasks(split), counts[split]) for split in {cell.split for cell in cells}}
+    trained = {cell.model for cell in cells} - {"base", "teacher"}
+    adapters = {model: models.find_adapter(run.adapter(model)) for model in sorted(trained)}
+    base_digest = content_digest(models.find_base(settings.base))
+    digests = {model: content_digest(path) for model, path in adapters.items()}
+    jobs, records = [], {}
+    for cell in cells:
+        folder = cell.folder(run)
+        parameters = asdict(settings) | {"base_digest": base_digest, "adapter_digest": digests.get(cell.model)}
+        records[folder / "settings.json"] = _record(folder, cell.runtime, parameters, tasks[cell.split])
+        waiting = [task for task in tasks[cell.split] if not traces.episode_done(folder, task.task_id)]
+        if waiting:
+            jobs.append(_Job(cell, folder, adapters.get(cell.model), waiting, settings, device))
+    for path, record in records.items():  # only now that nothing was refused
+        write_json(path, record)
+    total = sum(len(tasks[cell.split]) for cell in cells)
+    done = total - sum(len(job.tasks) for job in jobs)
+    with tqdm(total=total, initial=done, unit="episode", desc="evaluation", mininterval=1, disable=not progress) as bar:
+        if jobs:
+            _play_all(sorted(jobs, key=lambda job: -job.size), processes, bar)
+
+
+def _record(folder: Path, kind: Kind, parameters: dict, tasks: list[Task]) -> dict:
+    """The content of a cell's ``settings.json``. Raises ValueError naming what differs from the one that is there."""
+    limits = parameters["max_tool_calls"], parameters["prompt_detail"]
+    digests, before = {}, {}
+    for task in tasks:  # with its prompt, so that episodes under an older wording are not mixed with new ones
+        text = json.dumps([task.to_json(), prompts.opening(task, kind, *limits)], sort_keys=True)
+        digests[task.task_id] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    if (folder / "settings.json").exists():
+        before = read_json(folder / "settings.json")
+        for name, value in parameters.items():
+            if before.get(name) != value:
+                raise ValueError(f"{folder} was begun with {name} = {before.get(name)!r}, now {value!r}: {REMEDY}")
+        for task_id, digest in digests.items():
+            if before.get("tasks", {}).get(task_id, digest) != digest:
+                raise ValueError(f"{folder} was begun with another task or prompt for {task_id}: {REMEDY}")
+    elif any(folder.glob("knapsack/*.json")):
+        raise ValueError(f"{folder} holds episodes but no settings.json that says how they were made: {REMEDY}")
+    digests = dict(sorted((before.get("tasks", {}) | digests).items()))
+    return parameters | {"tasks": digests, "task_ids": list(digests)}
+
+
+def content_digest(source: str | Path) -> str:
+    """Digest of what determines a model's or adapter's replies; for a name that is no folder, the name."""
+    if not Path(source).is_dir():
+        return str(source)
+    kept = {"config.json", "generation_config.json", "tokenizer.json", "adapter_config.json"}
+    digest = hashlib.sha256()
+    for path in sorted(Path(source).iterdir()):
+        if path.name in kept or path.suffix in (".safetensors", ".bin"):
+            with open(path, "rb") as handle:
+                digest.update(path.name.encode() + hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _play_all(jobs: list[_Job], processes: int, bar: tqdm) -> None:
+    """Run the jobs in worker processes and keep the bar; the first error, or Ctrl-C, ends them all."""
+    context = multiprocessing.get_context("spawn")  # a process that forks while interpreters are open hangs
+    before = bar.n
+    with tempfile.TemporaryDirectory() as temporary:
+        stop = Path(temporary) / "stop"
+        executor = ProcessPoolExecutor(min(processes, len(jobs)), context, _begin, (os.getpid(),))
+        try:
+            pending = {executor.submit(_play, job, stop) for job in jobs}
+            while pending:
+                ended, pending = wait(pending, timeout=0.5, return_when=FIRST_EXCEPTION)
+                bar.update(before + sum(job.finished() for job in jobs) - bar.n)
+                for future in ended:
+                    future.result()
+        except BrokenProcessPool as error:
+            raise EvaluationError("a worker process died, for want of memory? Run again with fewer slots") from error
+        finally:
+            stop.touch()
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(parent: int) -> None:
+    """Start of a worker. It has a session of its own, so that Ctrl-C in a terminal reaches the parent alone and no
+    interpreter dies in the middle of an episode; and it ends when the parent is gone."""
+    if hasattr(os, "setsid"):
+        os.setsid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _play(job: _Job, stop: Path) -> None:
+    """A worker's part: play the open tasks of a cell, write each episode as it ends; stop when the file appears."""
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    settings, cell = job.settings, job.cell
+    limits = agent.EpisodeSettings(settings.max_turns, settings.max_tool_calls, settings.prompt_detail)
+    started: dict[str, float] = {}
+
+    def check() -> None:
+        if stop.exists():
+            raise EvaluationError(f"{cell.name} was stopped")
+
+    def plays() -> Iterator[tuple[str, Iterator]]:
+        for task in job.tasks:
+            check()
+            key = f"{cell.name}/{task.task_id}"
+            started[key] = time.monotonic()
+            yield key, _located(key, agent.episode(task, cell.runtime, limits, pool))
+
+    def write(key: str, episode: agent.Episode) -> None:
+        traces.write_episode(job.folder, episode, cell.model, time.monotonic() - started[key])
+
+    def step() -> list[tuple[int, agent.Reply]]:
+        check()
+        return model.step()
+
+    try:
+        with interpreter_pool(settings.slots) as pool:
+            if cell.model == "teacher":
+                tokenizer = models.load_tokenizer(settings.base)
+                for task, (key, play) in zip(job.tasks, plays(), strict=True):
+                    seed = settings.seed + task.seed
+                    teacher = RuleTeacher(task, cell.runtime, seed, tokenizer, settings.max_tool_calls)
+                    write(key, agent.run_alone(play, teacher))
+            else:
+                names = ("slots", "context_length", "max_new_tokens", "temperature", "seed")
+                chosen = {name: getattr(settings, name) for name in names}
+                model = models.load_model(settings.base, job.adapter, device=job.device, **chosen)
+                stoppable = SimpleNamespace(slots=model.slots, submit=model.submit, step=step, release=model.release)
+                agent.run_batched(plays(), stoppable, write)
+    except EvaluationError:
+        raise
+    except Exception as error:
+        raise EvaluationError(f"{cell.name}: {type(error).__name__}: {error}") from error
+
+
+def _located(where: str, play):
+    """The same episode, with errors that say which one it was."""
+    try:
+        return (yield from play)
+    except Exception as error:
+        raise EvaluationError(f"{where}: {type(error).__name__}: {error}") from error

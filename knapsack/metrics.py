@@ -1,0 +1,148 @@
+"""From result files to numbers: a table of episodes and a table of cells. Reads files of results, nothing else.
+
+An episode's quantities (paper, section 3 and table 2):
+
+* score: normalized optimality, value taken ÷ optimal value; solved: score equals 1;
+* prompt_tokens, completion_tokens: summed over all model calls, as an endpoint would bill them; total_tokens: both;
+* name_errors, missing_bindings, cap_hits: turns with a NameError, with a NameError for a name bound in an earlier
+  turn, and with the tool-call cap reached; other_errors: turns with any other uncaught error of the code;
+* inspected: distinct items inspected ÷ inspection budget.
+
+A cell is a model in a runtime on a split. Its score_low and score_high are the 95 % percentile bootstrap interval
+of score_mean; name_error_rate, missing_binding_rate and cap_hit_rate are shares of EPISODES with at least one;
+score_per_1k_tokens is mean score ÷ mean total_tokens × 1,000; all others are means over episodes. ``unscored``
+counts the tasks of the cell without a completed episode: they are in no mean.
+"""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from knapsack.files import CorruptFileError, read_json, write_text
+from knapsack.runs import Run
+from knapsack.statistics import mean_interval
+from knapsack.traces import Trace, read_trace
+
+MODELS = ("base", "persistent", "stateless", "teacher")  # the order of rows in every table
+RUNTIMES = ("persistent", "stateless")
+SPLITS = ("easy", "hard")
+EPISODE_COLUMNS = (
+    "model,runtime,split,task_id,status,score,solved,finish_reason,turns,prompt_tokens,completion_tokens,total_tokens,"
+    "seconds,tool_calls,name_errors,missing_bindings,cap_hits,other_errors,protocol_errors,inspected"
+).split(",")
+NUMBERS = [name for name in EPISODE_COLUMNS[4:] if name not in ("status", "finish_reason")]
+CELL_COLUMNS = (
+    "model,runtime,split,n,unscored,score_mean,score_low,score_high,solved,turns,prompt_tokens,completion_tokens,"
+    "total_tokens,seconds,score_per_1k_tokens,name_error_rate,missing_binding_rate,cap_hit_rate,inspected"
+).split(",")
+TURN_COLUMNS = ["model", "runtime", "split", "task_id", "turn", "prompt_tokens", "completion_tokens"]
+
+
+def read_cells(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Episodes and turns of every ``<model>_<runtime>_<split>`` folder below ``folder``, in a fixed order of rows.
+
+    The first table has EPISODE_COLUMNS and a row per task of the cell, also for those without a completed episode
+    (status "error", "timeout" or "missing", quantities NaN); the tasks are those in the cell's ``settings.json``
+    (key task_ids) and those with files. The second has TURN_COLUMNS. Raises FileNotFoundError without any cell,
+    CorruptFileError for a damaged file or a folder of another name.
+    """
+    folder = Path(folder)
+    cells = sorted(
+        path for path in folder.glob("*") if (path / "knapsack").is_dir() or (path / "settings.json").exists()
+    )
+    if not cells:
+        raise FileNotFoundError(f"{folder} holds no evaluated cell: run notebook 04 first")
+    episodes, turns = [], []
+    for cell in cells:
+        parts = cell.name.rsplit("_", 2)
+        if len(parts) != 3 or parts[1] not in RUNTIMES:
+            raise CorruptFileError(f"{cell} is not named <model>_<runtime>_<split>; move it out of {folder}")
+        key = dict(zip(("model", "runtime", "split"), parts, strict=True))
+        traces = [read_trace(path) for path in sorted((cell / "knapsack").glob("*.trace.json"))]
+        for trace in traces:
+            episodes.append(key | episode_row(trace))
+            if trace.status == "completed":
+                turns += [
+                    key
+                    | {"task_id": trace.task_id, "turn": index, "prompt_tokens": turn.prompt_tokens}
+                    | {"completion_tokens": turn.completion_tokens}
+                    for index, turn in enumerate(trace.turns)
+                ]
+        settings = read_json(cell / "settings.json") if (cell / "settings.json").exists() else {}
+        missing = set(settings.get("task_ids", ())) - {trace.task_id for trace in traces}
+        episodes += [key | {"task_id": task_id, "status": "missing"} for task_id in missing]
+    frame = pd.DataFrame(episodes).reindex(columns=EPISODE_COLUMNS)
+    frame[NUMBERS] = frame[NUMBERS].apply(pd.to_numeric)
+    return _ordered(frame, ["task_id"]), _ordered(pd.DataFrame(turns, columns=TURN_COLUMNS), ["task_id", "turn"])
+
+
+def episode_row(trace: Trace) -> dict:
+    """The quantities of one episode; without those of its score and costs if it was not completed."""
+    if trace.status != "completed":
+        return {"task_id": trace.task_id, "status": trace.status}
+    seen = [turn.observation for turn in trace.turns if turn.observation is not None]
+    prompt, completion = (sum(getattr(t, name) for t in trace.turns) for name in ("prompt_tokens", "completion_tokens"))
+    return {
+        "task_id": trace.task_id,
+        "status": trace.status,
+        "score": trace.score,
+        "solved": int(trace.solved),
+        "finish_reason": trace.finish_reason,
+        "turns": len(trace.turns),
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "seconds": trace.seconds,
+        "tool_calls": sum(len(observation.tool_calls) for observation in seen),
+        "name_errors": sum(observation.name_error for observation in seen),
+        "missing_bindings": sum(observation.missing_binding for observation in seen),
+        "cap_hits": sum(observation.cap_hit for observation in seen),
+        "other_errors": sum(o.error_type is not None and not o.name_error and o.error_source == "code" for o in seen),
+        "protocol_errors": len(trace.turns) - len(seen),
+        "inspected": trace.metrics["inspected_count"] / trace.inspect_budget if trace.inspect_budget else math.nan,
+    }
+
+
+def cell_table(episodes: pd.DataFrame, n_resamples: int = 5000, seed: int = 0) -> pd.DataFrame:
+    """One row a cell with CELL_COLUMNS; intervals from ``n_resamples`` seeded resamples of the cell's episodes."""
+    rows = []
+    for key, group in episodes.groupby(["model", "runtime", "split"], sort=False):
+        done = group[group["status"] == "completed"]
+        mean = done.mean(numeric_only=True)
+        low, high = mean_interval(done["score"].to_numpy(float), n_resamples, seed)
+        row = dict(zip(("model", "runtime", "split"), key, strict=True)) | {"n": len(done)}
+        row |= {"unscored": len(group) - len(done), "score_mean": mean["score"], "score_low": low, "score_high": high}
+        row |= {name: mean[name] for name in ("solved", "turns", "prompt_tokens", "completion_tokens", "total_tokens")}
+        row |= {"seconds": mean["seconds"], "inspected": mean["inspected"]}
+        row["score_per_1k_tokens"] = 1000 * mean["score"] / mean["total_tokens"] if mean["total_tokens"] else math.nan
+        for name, count in (
+            ("name_error", "name_errors"),
+            ("missing_binding", "missing_bindings"),
+            ("cap_hit", "cap_hits"),
+        ):
+            row[f"{name}_rate"] = (done[count] > 0).mean()
+        rows.append(row)
+    return pd.DataFrame(rows, columns=CELL_COLUMNS)
+
+
+def write_results(run: Run, n_resamples: int = 5000, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write ``results/episodes.csv``, ``turns.csv`` and ``cells.csv`` of a run; returns (episodes, cells)."""
+    episodes, turns = read_cells(run.folder / "evaluations")
+    cells = cell_table(episodes, n_resamples, seed)
+    for name, frame in (("episodes", episodes), ("turns", turns), ("cells", cells)):
+        write_csv(run.results / f"{name}.csv", frame)
+    return episodes, cells
+
+
+def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
+    """Write a table so that equal numbers give equal bytes: ten significant digits, empty for NaN."""
+    write_text(path, frame.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+
+
+def _ordered(frame: pd.DataFrame, more: list[str]) -> pd.DataFrame:
+    def rank(column: pd.Series) -> pd.Series:
+        known = {"model": MODELS, "split": SPLITS}.get(column.name, ())
+        return column.map(lambda name: f"{known.index(name):02d}" if name in known else name)
+
+    return frame.sort_values(["split", "model", "runtime", *more], key=rank, ignore_index=True)

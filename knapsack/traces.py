@@ -1,0 +1,338 @@
+"""Episodes as files in the published formats, read back, replayed, filtered into pairs, made into training rows.
+
+An episode is ``<folder>/knapsack/knapsack-<task_id>.trace.json`` and the result ``….json`` beside it. Published
+traces of other programs can be read as well. What the published format cannot carry lies in one extra top-level
+key, "knapsack". Times of day are null, so that equal episodes give equal bytes; only the result's seconds differ.
+"""
+
+import json
+import re
+import symtable
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from itertools import combinations
+from pathlib import Path
+
+import pydantic_monty
+
+from knapsack import agent, prompts, runtime
+from knapsack.agent import Episode, Turn
+from knapsack.files import CorruptFileError, read_json, write_json, write_text
+from knapsack.prompts import Message
+from knapsack.runtime import Observation
+from knapsack.tasks import Task
+
+SCHEMA = 1  # of the extra key
+REMEDY = "delete both files of the episode and run again"
+# Fields of an observation that the published format has no place for.
+KEPT = ("cap_hit", "error_type", "error_source", "missing_binding", "tool_calls", "last_step_globals", "active_globals")
+MIN_SCORE, MAX_ERROR_SHARE, ALIKE, MARGIN = 0.5, 0.1, 0.9, 100  # of the pair filters (paper, trace preparation)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """An episode read from its two files. ``None`` stands for what a published trace does not tell.
+
+    ``status``: "completed", "timeout" or "error" (only completed ones are scored); ``seconds``: wall-clock.
+    """
+
+    task_id: str
+    model: str | None
+    kind: runtime.Kind | None
+    status: str
+    messages: list[Message]
+    turns: list[Turn]
+    finish_reason: str
+    error: str | None
+    score: float
+    solved: bool
+    metrics: dict = field(default_factory=dict)
+    taken: list[str] | None = None
+    inspect_budget: int | None = None
+    seconds: float | None = None
+
+
+def trace_path(folder: str | Path, task_id: str) -> Path:
+    return Path(folder) / "knapsack" / f"knapsack-{task_id}.trace.json"
+
+
+def result_path(path: str | Path) -> Path:
+    """The result file that belongs to the trace file ``path``."""
+    return Path(path).with_name(Path(path).name.removesuffix(".trace.json") + ".json")
+
+
+def episode_done(folder: str | Path, task_id: str) -> bool:
+    """Whether both files are there, whole, and of a completed episode.
+
+    Raises CorruptFileError for a damaged file: writing is atomic, so damage came from outside and is not hidden.
+    """
+    path = trace_path(folder, task_id)
+    if not path.exists() or not result_path(path).exists():
+        return False
+    return read_trace(path).status == "completed"
+
+
+def write_episode(folder: str | Path, episode: Episode, model: str, seconds: float | None = None) -> None:
+    """Write the trace, then the result, each atomically. ``seconds`` is the episode's wall-clock time."""
+    system, task_text, *later = (message["content"] for message in episode.messages)
+    events = [_event("StartEvent", task=task_text), _event("SystemPromptEvent", prompts=[system])]
+    for index, (turn, shown) in enumerate(zip(episode.turns, later[1::2], strict=True)):
+        usage, seen = _usage(turn), turn.observation
+        outcome = {"error": turn.protocol_error}
+        if seen is not None:
+            outcome = {"success": seen.error is None, "result": None, "output": seen.output, "error": seen.error}
+        answer = {"timestamp": None, "completion_tokens": turn.completion_tokens, "total_tokens": usage["total_tokens"]}
+        step = {"turn": index, "assistant_text": turn.text, "code": turn.code, "interpreter_result": outcome}
+        events += [
+            _event("ModelCallEvent", timestamp=None, prompt_tokens=turn.prompt_tokens),
+            _event("ModelResponseEvent", **answer),
+            _event("StepEvent", **step, token_usage=usage),
+            _event("UserObservationEvent", turn=index, content=shown),
+        ]
+    errors = [] if episode.error is None else [episode.error]
+    events += [_event("ErrorEvent", error=error) for error in errors]
+    events.append(_event("FinishEvent", reason=episode.finish_reason, token_usage=_usage(episode)))
+    summary = {"task": task_text, "system_prompts": [system], "num_steps": len(episode.turns), "errors": errors}
+    summary |= {"finish_reason": episode.finish_reason, "token_usage": _usage(episode)}
+    own = {"schema": SCHEMA, "model": model, "runtime": episode.kind, "inspect_budget": episode.task.inspect_budget}
+    own |= {"taken": episode.taken, "turns": []}
+    for turn in episode.turns:
+        seen = {name: getattr(turn.observation, name, None) for name in KEPT}
+        own["turns"].append(seen | {"protocol_error": turn.protocol_error})
+    result = {"is_solved": episode.solved, "score": episode.score, "metrics": episode.metrics}
+    path = trace_path(folder, episode.task.task_id)
+    write_json(path, {"started_at": None, "finished_at": None, "summary": summary, "events": events, "knapsack": own})
+    ended = {"status": "completed", "error": None, "started_at": 0.0, "finished_at": seconds, "result": result}
+    write_json(result_path(path), ended)
+
+
+def _usage(spent: Turn | Episode) -> dict:
+    prompt, completion = spent.prompt_tokens, spent.completion_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _event(kind: str, **data) -> dict:
+    return {"type": kind, "data": data, "timestamp": None}
+
+
+def read_trace(path: str | Path) -> Trace:
+    """Read a trace and the result beside it. Raises CorruptFileError naming the file, the field and the remedy."""
+    path = Path(path)
+    trace, file = read_json(path), path
+    if not result_path(path).exists():
+        raise CorruptFileError(f"{result_path(path)} is missing beside its trace; {REMEDY}")
+    result = read_json(result_path(path))
+    own = trace.get("knapsack")
+    cell = path.parent.parent.name.rsplit("_", 2)  # published folders say model, runtime and difficulty
+    published = dict(zip(("model", "runtime"), cell, strict=False)) if cell[1:2] and cell[1] in runtime.KINDS else {}
+    try:
+        summary = trace["summary"]
+        steps = [event["data"] for event in trace["events"] if event["type"] == "StepEvent"]
+        shown = [event["data"] for event in trace["events"] if event["type"] == "UserObservationEvent"]
+        contents = {event["turn"]: event["content"] for event in shown}
+        if summary["num_steps"] != len(steps):
+            raise ValueError(f"summary.num_steps is {summary['num_steps']}, but {len(steps)} steps follow")
+        if own and (own["schema"] != SCHEMA or len(own["turns"]) != len(steps)):
+            raise ValueError(f"the key knapsack needs schema {SCHEMA} and {len(steps)} turns")
+        facts = own or published
+        kind = facts.get("runtime")
+        messages = [
+            {"role": "system", "content": "\n\n".join(summary["system_prompts"])},
+            {"role": "user", "content": summary["task"]},
+        ]
+        turns: list[Turn] = []
+        for index, step in enumerate(steps):
+            turn = _turn(step, own["turns"][index]) if own else _published_turn(step, [turn.code for turn in turns])
+            if turn.observation is None:
+                seen = prompts.protocol_error_message(turn.protocol_error, kind, ())
+            else:
+                seen = prompts.observation_message(turn.observation, kind)
+            seen = seen | ({"content": contents[step["turn"]]} if step["turn"] in contents else {})
+            messages += [{"role": "assistant", "content": turn.text}, seen]
+            turns.append(turn)
+        error, reason = (summary["errors"] or [None])[0], summary["finish_reason"]
+        file = result_path(path)
+        status, scored = result["status"], result["result"]
+        if status == "completed" and scored is None:
+            raise ValueError("a completed episode needs a result")
+        scored = scored or {"score": 0.0, "is_solved": False, "metrics": {}}
+        times = (result["started_at"], result["finished_at"])
+        return Trace(
+            task_id=path.name.removesuffix(".trace.json").removeprefix("knapsack-"),
+            model=facts.get("model"),
+            kind=kind,
+            status=status,
+            messages=messages,
+            turns=turns,
+            finish_reason=reason,
+            error=error,
+            score=float(scored["score"]),
+            solved=bool(scored["is_solved"]),
+            metrics=dict(scored["metrics"]),
+            taken=facts.get("taken"),
+            inspect_budget=facts.get("inspect_budget"),
+            seconds=None if None in times else times[1] - times[0],
+        )
+    except KeyError as problem:
+        raise CorruptFileError(f"{file} lacks the field {problem}; {REMEDY}") from problem
+    except (TypeError, ValueError, AttributeError, IndexError) as problem:
+        raise CorruptFileError(f"{file} is not of the published format ({problem}); {REMEDY}") from problem
+
+
+def _turn(step: dict, extra: dict) -> Turn:
+    outcome, usage, seen = step["interpreter_result"], step["token_usage"], None
+    if extra["protocol_error"] is None:
+        known = {name: tuple(extra[name]) if isinstance(extra[name], list) else extra[name] for name in KEPT}
+        error = outcome["error"]
+        text = None if error is None else error[len(known["error_type"]) :].removeprefix(": ")
+        seen = Observation(output=outcome["output"], error_text=text, **known)
+    spent = (usage["prompt_tokens"], usage["completion_tokens"])
+    return Turn(step["assistant_text"], step["code"], seen, extra["protocol_error"], *spent)
+
+
+def _published_turn(step: dict, earlier: list[str | None]) -> Turn:
+    """A turn without the extra key: kinds of errors and missing bindings are told from texts and earlier code."""
+    outcome, code, usage = step["interpreter_result"] or {}, step["code"], step["token_usage"]
+    error, spent = (outcome.get("error") or "").strip(), (usage["prompt_tokens"], usage["completion_tokens"])
+    if code is None:
+        return Turn(step["assistant_text"], None, None, error or prompts.NO_CODE, *spent)
+    last = error.splitlines()[-1] if error else ""
+    undefined = re.search(r"name '(\w+)' is not defined", last)
+    kind, _, text = last.partition(": ")
+    cap = re.search(r"tool.?calls?.*(limit|exceed)|too many tool", last, re.I) is not None
+    source = "cap" if cap else "tool" if "ToolRuntime" in last else "code"
+    observation = Observation(
+        output=outcome.get("output") or "",
+        error_type=("NameError" if undefined else kind) if last else None,
+        error_text=text if last else None,
+        error_source=source if last else None,
+        cap_hit=cap,
+        missing_binding=undefined is not None and any(undefined.group(1) in _bound(code or "") for code in earlier),
+    )
+    return Turn(step["assistant_text"], code, observation, None, *spent)
+
+
+def _bound(code: str) -> set[str]:
+    """Names that a block may bind at module level."""
+    try:
+        symbols = symtable.symtable(code, "turn", "exec").get_symbols()
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set()
+    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+
+
+def replay(
+    task: Task,
+    trace: Trace | Episode,
+    max_tool_calls: int = runtime.MAX_TOOL_CALLS,
+    pool: pydantic_monty.Monty | None = None,
+) -> Episode:
+    """Execute the recorded replies again in a new environment and runtime; the score comes from what they do now.
+
+    ``max_tool_calls`` must be the recorded episode's. Raises ValueError if the trace does not tell its runtime.
+    """
+    if trace.kind is None:
+        raise ValueError("the trace does not tell its runtime: read it from a folder named model_runtime_split")
+    recorded = iter(trace.turns)
+
+    def reply(_: list[Message]) -> agent.Reply:
+        for turn in recorded:
+            return agent.Reply(turn.text, turn.prompt_tokens, turn.completion_tokens)
+        raise agent.ContextFull(trace.error or "the recorded replies end here")
+
+    turns = len(trace.turns) + (trace.finish_reason != "max_turns")
+    return agent.run_alone(agent.episode(task, trace.kind, agent.EpisodeSettings(turns, max_tool_calls), pool), reply)
+
+
+def differences(recorded: Trace | Episode, again: Trace | Episode) -> list[str]:
+    """What a replay did otherwise than recorded (score, items taken, errors, output, tool calls); empty if equal."""
+    found = []
+    for name in ("score", "solved", "finish_reason", "taken"):
+        before, after = getattr(recorded, name), getattr(again, name)
+        if before is not None and before != after:
+            found.append(f"{name}: {before} recorded, {after} in the replay")
+    if len(recorded.turns) != len(again.turns):
+        found.append(f"turns: {len(recorded.turns)} recorded, {len(again.turns)} in the replay")
+    for index, (before, after) in enumerate(zip(recorded.turns, again.turns, strict=False)):
+        for name in ("protocol_error", "observation"):
+            if getattr(before, name) != getattr(after, name):
+                found.append(f"turn {index}: {getattr(before, name)} recorded, {getattr(after, name)} in the replay")
+    return found
+
+
+def training_row(episode: Trace | Episode) -> dict:
+    """``{"messages": [...]}`` of an episode with at least one turn, ending with its last assistant message."""
+    return {"messages": episode.messages[: 1 + 2 * len(episode.turns)]}
+
+
+def rejection(episode: Trace | Episode, tokenizer=None, max_tokens: int | None = None) -> str | None:
+    """Why the paper would not train on an episode ("score", "finish", "loop", "errors", "length"), or None.
+
+    Score below 0.5; no ``finish`` in the last 3 turns; the last 4 replies pairwise more than 0.9 alike (difflib's
+    ratio, over words so that it is exact and quick on long texts); more than 0.1 of the turns with an error that is
+    neither a tool's nor the cap's (a reply without one code block is an error); longer than ``max_tokens`` less a
+    margin of 100 as rendered for training (not asked without ``max_tokens``).
+    """
+    turns = episode.turns
+    if episode.score < MIN_SCORE:
+        return "score"
+    calls = [turn.observation.tool_calls or re.findall(r"\b(finish)\(", turn.code) for turn in turns[-3:] if turn.code]
+    if episode.finish_reason != "finish_tool" or not any("finish" in names for names in calls):
+        return "finish"
+    last = [re.findall(r"\w+|\W", turn.text) for turn in turns[-4:]]
+    matchers = (SequenceMatcher(None, first, second, autojunk=False) for first, second in combinations(last, 2))
+    if len(last) == 4 and all(m.quick_ratio() > ALIKE and m.ratio() > ALIKE for m in matchers):
+        return "loop"
+    errors = sum(turn.observation is None or turn.observation.error_source == "code" for turn in turns)
+    if errors > MAX_ERROR_SHARE * len(turns):
+        return "errors"
+    if max_tokens is None:
+        return None
+    length = len(prompts.render(training_row(episode)["messages"], tokenizer).input_ids)
+    return "length" if length > max_tokens - MARGIN else None
+
+
+def keep_pairs(
+    persistent: Sequence[Trace | Episode], stateless: Sequence[Trace | Episode], **limits
+) -> tuple[list[tuple], dict[str, Counter]]:
+    """Pairs of the same task of which both pass ``rejection(episode, **limits)``, and per runtime why others did not.
+
+    Raises ValueError if the two sequences are not of the same tasks in the same order.
+    """
+    ids = [[getattr(e, "task_id", None) or e.task.task_id for e in side] for side in (persistent, stateless)]
+    if ids[0] != ids[1]:
+        raise ValueError("the two sides are not of the same tasks in the same order; make the missing traces first")
+    reasons: dict[str, Counter] = {"persistent": Counter(), "stateless": Counter()}
+    kept = []
+    for pair in zip(persistent, stateless, strict=True):
+        found = [rejection(episode, **limits) for episode in pair]
+        for counter, reason in zip(reasons.values(), found, strict=True):
+            counter.update([reason] if reason else [])
+        if found == [None, None]:
+            kept.append(pair)
+    return kept, reasons
+
+
+def write_rows(path: str | Path, rows: Sequence[dict]) -> None:
+    """Write training rows, one JSON object a line."""
+    write_text(path, "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_rows(path: str | Path) -> list[dict]:
+    """Read training rows. Raises CorruptFileError naming file and line: an opening, then replies and observations."""
+    *lines, rest = Path(path).read_text(encoding="utf-8").split("\n")
+    if rest or not lines:
+        raise CorruptFileError(f"{path} is empty or ends within line {len(lines) + 1}; run notebook 02 again")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            roles = [message["role"] for message in row["messages"] if isinstance(message["content"], str)]
+        except (ValueError, KeyError, TypeError) as problem:
+            raise CorruptFileError(f"{path}, line {number} is no row ({problem!r}); run notebook 02 again") from problem
+        if len(roles) % 2 == 0 or roles != ["system"] + ["user", "assistant"] * (len(roles) // 2) or len(roles) < 3:
+            raise CorruptFileError(f"{path}, line {number} has the roles {roles}; run notebook 02 again")
+        rows.append(row)
+    return rows

@@ -1,0 +1,170 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 2 · The traces
+#
+# A teacher solves every training task twice: once in a **persistent** interpreter, where it defines records and
+# helpers once and calls them again, and once in a **stateless** one, where each code block starts empty and the
+# teacher binds what it knows again from the last observation. Both times it follows one plan, so the two traces of
+# a task differ in how state is carried and in little else.
+#
+# Every block is really executed, and the paper's filters decide which pairs are used for training.
+
+# %% tags=["parameters"]
+run_folder: str = "runs/nano"  # where this run's files go, below the checkout
+seed: int = 0  # everything random in this run follows from it
+n_train: int = 600  # training tasks to play, from notebook 01
+n_pairs: int = 400  # pairs to keep for training, of those that pass the filters
+max_turns: int = 40  # turns per episode at most
+max_tool_calls: int = 25  # tool calls per turn at most
+prompt_detail: str = "compact"  # compact (scale model) or full (language models)
+base: str = "nano"  # model whose tokenizer counts the tokens: nano, a folder, or a Hugging Face name
+max_tokens: int = 4096  # longest trace to train on
+processes: int = 2  # worker processes
+
+# %%
+import time
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from IPython.display import Markdown
+
+from knapsack import models, prompts, traces
+from knapsack.evaluate import Cell, Settings, evaluate
+from knapsack.runs import open_run
+from knapsack.runtime import KINDS
+from knapsack.tasks import read_tasks
+
+started = time.monotonic()
+run = open_run(run_folder)
+sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
+
+# %% [markdown]
+# ## Playing
+#
+# The teacher sees only what the tools show. It inspects up to the budget, tries the items of best value per weight
+# first, and learns from refusals which classes are not allowed. Batch sizes, order and wording vary from task to
+# task; now and then it asks for more calls than the cap allows, or slips on a name, and recovers.
+
+# %%
+settings = Settings(
+    base=base, seed=seed, max_turns=max_turns, max_tool_calls=max_tool_calls, prompt_detail=prompt_detail
+)
+evaluate(run, [Cell("teacher", kind, "train") for kind in KINDS], {"train": n_train}, settings, processes=processes)
+task_ids = [task.task_id for task in read_tasks(run.tasks("train"), n_train)]
+played = {kind: [traces.read_trace(traces.trace_path(run.traces(kind), i)) for i in task_ids] for kind in KINDS}
+
+# %% [markdown]
+# ## One pair, side by side
+#
+# The same task, the same decisions. Look at what the second block has to say in each runtime.
+
+
+# %%
+def show(trace, turns=3, width=900):
+    parts = []
+    for turn in trace.turns[:turns]:
+        text = turn.text if len(turn.text) <= width else turn.text[:width] + " … (cut)\n```"
+        output = turn.observation.output.strip()
+        cut = output if len(output) <= 160 else output[:160] + " …"
+        parts.append(f"{text}\n\n> {turn.observation.error or cut}\n")
+    return "\n".join(parts)
+
+
+for kind in KINDS:
+    display(Markdown(f"### {kind.capitalize()}\n\n" + show(played[kind][0])))
+
+# %% [markdown]
+# ## Which pairs are kept
+#
+# The paper keeps a pair only if *both* traces score at least 0.5, finish in time, do not loop, fit the context, and
+# have few errors of the agent's own making. A trace can fail for one reason only: the first that applies.
+
+# %%
+tokenizer = models.load_tokenizer(base)
+kept, reasons = traces.keep_pairs(
+    played["persistent"], played["stateless"], tokenizer=tokenizer, max_tokens=max_tokens
+)
+if len(kept) < n_pairs:
+    raise ValueError(f"n_pairs = {n_pairs}, but only {len(kept)} of {n_train} pairs pass: raise n_train or lower n_pairs")
+yield_table = pd.DataFrame(reasons).fillna(0).astype(int).rename_axis("rejected for")
+display(yield_table)
+display(Markdown(f"**{len(kept)} of {n_train} pairs pass** ({len(kept) / n_train:.0%}); the first {n_pairs} are used."))
+
+# %%
+for kind, side in zip(KINDS, zip(*kept[:n_pairs], strict=True), strict=True):
+    traces.write_rows(run.training(kind) / "traces.jsonl", [traces.training_row(trace) for trace in side])
+
+# %% [markdown]
+# ## What the two regimes cost the teacher
+#
+# The counterpart of the paper's Table 1. *Trace tokens* is the length of the text trained on; *episode tokens* adds
+# up the prompts of all calls, as an endpoint would bill them.
+
+
+# %%
+def describe(trace):
+    return {
+        "trace tokens": len(prompts.render(traces.training_row(trace)["messages"], tokenizer).input_ids),
+        "episode tokens": sum(turn.prompt_tokens + turn.completion_tokens for turn in trace.turns),
+        "turns": len(trace.turns),
+        "tool calls": sum(len(turn.observation.tool_calls) for turn in trace.turns if turn.observation),
+        "normalized optimality": trace.score,
+    }
+
+
+sides = dict(zip(KINDS, zip(*kept[:n_pairs], strict=True), strict=True))
+facts = pd.concat({kind: pd.DataFrame(map(describe, side)) for kind, side in sides.items()}, names=["runtime"])
+table = facts.groupby("runtime").agg(["mean", "max"]).drop(columns=[("normalized optimality", "max")])
+table.round(2)
+
+# %%
+means = facts.groupby("runtime").mean()
+ratio = means.loc["stateless"] / means.loc["persistent"]
+gap = abs(means["normalized optimality"].diff().iloc[-1])
+display(
+    Markdown(
+        f"A stateless trace is **{ratio['trace tokens']:.1f} ×** as long as its persistent twin "
+        f"(the paper's teacher: 2.3 ×), and an episode costs {ratio['episode tokens']:.1f} × the tokens (paper: 3.0 ×), "
+        f"while mean normalized optimality differs by {gap:.3f}. Trained on equally many *episodes*, the stateless "
+        "model therefore reads more *tokens*: a confound that the paper names too."
+    )
+)
+
+# %%
+figure, axis = plt.subplots(figsize=(7, 2.6))
+sns.histplot(facts.reset_index(), x="trace tokens", hue="runtime", bins=40, element="step", ax=axis)
+axis.set(xlabel="trace length (tokens)", ylabel=f"traces (n = {n_pairs} per runtime)")
+sns.despine()
+plt.show()
+
+# %%
+run.record(
+    "02_traces",
+    {
+        "run_folder": run_folder,
+        "seed": seed,
+        "n_train": n_train,
+        "n_pairs": n_pairs,
+        "max_turns": max_turns,
+        "max_tool_calls": max_tool_calls,
+        "prompt_detail": prompt_detail,
+        "base": base,
+        "max_tokens": max_tokens,
+        "processes": processes,
+    },
+    time.monotonic() - started,
+)

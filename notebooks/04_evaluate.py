@@ -1,0 +1,187 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 4 · Every model in every runtime
+#
+# Three models: the *base*, and the base with the *persistent* or the *stateless* adapter. Two runtimes: in the
+# *persistent* one names stay bound between turns, in the *stateless* one each code block starts empty. Two splits
+# of held-out tasks. That makes twelve **cells**. All play the same tasks with the same prompts, tools and limits, so
+# that two cells of a row differ only in the runtime, and two of a column only in what the model was trained on.
+#
+# The rule-based teacher plays the same tasks in its own two runtimes. It is the ceiling that imitation can reach.
+
+# %% tags=["parameters"]
+run_folder: str = "runs/nano"  # where this run's files lie
+seed: int = 0  # of the sampling noise; the same seed gives the same replies
+base: str = "nano"  # "nano" (shipped), a model folder, or a public model's name
+n_easy: int = 50  # tasks of the Easy split
+n_hard: int = 25  # tasks of the Hard split
+models: list[str] = ["base", "persistent", "stateless"]  # who plays; the teacher always does
+runtimes: list[str] = ["persistent", "stateless"]  # where
+splits: list[str] = ["easy", "hard"]  # on which tasks
+temperature: float = 0.2  # of sampling; 0 is greedy
+max_new_tokens: int = 1024  # tokens a reply may have
+context_length: int = 4096  # tokens a conversation may have; a longer one ends the episode, which is scored
+max_turns: int = 40  # replies an episode may have
+max_tool_calls: int = 25  # tool calls a turn may make
+prompt_detail: str = "compact"  # "compact" or "full" prompts, as in the training traces
+slots: int = 32  # conversations answered at once by one process
+processes: int = 2  # processes that each play one cell
+
+# %%
+import time
+
+import pandas as pd
+from IPython.display import Markdown
+
+from knapsack import metrics, traces
+from knapsack.evaluate import Cell, Settings, evaluate
+from knapsack.runs import open_run
+
+started = time.monotonic()
+run = open_run(run_folder)
+
+# %% [markdown]
+# ## The cells
+
+# %%
+counts = {"easy": n_easy, "hard": n_hard}
+cells = [Cell(model, runtime, split) for split in splits for model in models for runtime in runtimes]
+cells += [Cell("teacher", runtime, split) for split in splits for runtime in runtimes]
+settings = Settings(
+    base=base,
+    seed=seed,
+    temperature=temperature,
+    max_new_tokens=max_new_tokens,
+    context_length=context_length,
+    max_turns=max_turns,
+    max_tool_calls=max_tool_calls,
+    prompt_detail=prompt_detail,
+    slots=slots,
+)
+plan = pd.DataFrame([{"model": c.model, "runtime": c.runtime, c.split: counts[c.split]} for c in cells])
+plan.groupby(["model", "runtime"], sort=False).sum().astype(int)
+
+# %% [markdown]
+# Each number above is a count of episodes, and each episode is real: the model writes code token by token, the
+# sandbox executes it, the environment keeps score. A process answers many conversations at once, but no reply
+# depends on its neighbours in the batch. A finished episode is written at once, and a later run skips it.
+
+# %%
+evaluate(run, cells, counts, settings, processes=processes)
+
+# %% [markdown]
+# ## What came out
+#
+# `score_mean` is normalized optimality: the value taken divided by the optimal value. The interval is a 95 % bootstrap
+# interval over tasks. `missing_binding_rate` is the share of episodes in which the model used at least once a name
+# that it had bound in an earlier turn and that was gone.
+
+# %%
+episodes, table = metrics.write_results(run, seed=seed)
+table = table[table["model"].isin([*models, "teacher"]) & table["runtime"].isin(runtimes) & table["split"].isin(splits)]
+shown = ["n", "score_mean", "score_low", "score_high", "solved", "turns", "total_tokens", "score_per_1k_tokens"]
+shown += ["missing_binding_rate", "cap_hit_rate"]
+by_cell = table.set_index(["split", "model", "runtime"])
+by_cell[shown].style.format(precision=2).format(precision=0, subset=["n", "total_tokens"], thousands=",")
+
+
+# %%
+def sentences(split: str) -> list[str]:
+    """What the cells of a split say, cell against cell; a comparison that lacks a cell is left out."""
+    rows = by_cell.loc[split]
+    said = []
+    for kind in ("persistent", "stateless"):
+        if {(kind, kind), ("teacher", kind)} <= set(rows.index):
+            own, ceiling = rows.loc[(kind, kind)], rows.loc[("teacher", kind)]
+            said.append(
+                f"Trained and run {kind}, the model reaches {own.score_mean:.2f} "
+                f"[{own.score_low:.2f}, {own.score_high:.2f}] with {own.total_tokens:,.0f} tokens an episode; "
+                f"its teacher reaches {ceiling.score_mean:.2f} with {ceiling.total_tokens:,.0f}."
+            )
+    if {("persistent", "stateless"), ("persistent", "persistent")} <= set(rows.index):
+        away, home = rows.loc[("persistent", "stateless")], rows.loc[("persistent", "persistent")]
+        said.append(
+            f"Moved to the stateless runtime, the persistent-trained model misses a name that it had bound in "
+            f"{away.missing_binding_rate:.0%} of its episodes, scores {away.score_mean - home.score_mean:+.2f} "
+            f"against home, and spends {away.total_tokens / home.total_tokens:.1f} × the tokens."
+        )
+    if {("stateless", "persistent"), ("persistent", "persistent")} <= set(rows.index):
+        tax, home = rows.loc[("stateless", "persistent")], rows.loc[("persistent", "persistent")]
+        said.append(
+            f"In the persistent runtime the stateless-trained model spends "
+            f"{tax.total_tokens / home.total_tokens:.1f} × the tokens of the persistent-trained one, "
+            f"and scores {tax.score_mean - home.score_mean:+.2f} against it."
+        )
+    for runtime in runtimes:
+        if ("base", runtime) in rows.index:
+            row = rows.loc[("base", runtime)]
+            said.append(f"The base scores {row.score_mean:.2f} in the {runtime} runtime (solved: {row.solved:.0%}).")
+    return said
+
+
+unscored = int(table["unscored"].sum())
+lines = [f"**{split.capitalize()}.** " + " ".join(sentences(split)) for split in splits]
+lines.append(f"Episodes of these cells without a score: {unscored}.")
+Markdown("\n\n".join(lines))
+
+# %% [markdown]
+# ## One episode from the inside
+#
+# The first turn, and the turns around the first missing name, of the shortest episode that has one; failing that, of
+# the longest episode of all.
+
+# %%
+by_length = episodes[episodes["model"].isin(models)].sort_values("turns", kind="stable")
+missed = by_length[by_length["missing_bindings"] > 0]
+row = missed.iloc[0] if len(missed) else by_length.iloc[-1]
+path = traces.trace_path(run.evaluation(row["model"], row["runtime"], row["split"]), row["task_id"])
+trace = traces.read_trace(path)
+seen = [turn.observation for turn in trace.turns]
+first = next((k for k, observation in enumerate(seen) if observation and observation.missing_binding), 1)
+
+text = [
+    f"Model **{row['model']}**, **{row['runtime']}** runtime, {row['split']}, task `{row['task_id']}`: "
+    f"{len(trace.turns)} turns, score {trace.score:.2f}, ended by `{trace.finish_reason}`.",
+    f"> {trace.messages[1]['content']}",
+]
+for index in sorted({0, first - 1, first, first + 1} & set(range(len(trace.turns)))):
+    turn, observation = trace.turns[index], seen[index]
+    told = turn.protocol_error if observation is None else observation.error or observation.output
+    said = turn.text if len(turn.text) <= 1500 else turn.text[:1500] + " …\n```"
+    text += [f"**Turn {index + 1}**", said, "→", f"````\n{told.strip()[:600]}\n````"]
+Markdown("\n\n".join(text))
+
+# %%
+parameters = {
+    "run_folder": run_folder,
+    "seed": seed,
+    "base": base,
+    "n_easy": n_easy,
+    "n_hard": n_hard,
+    "models": models,
+    "runtimes": runtimes,
+    "splits": splits,
+    "temperature": temperature,
+    "max_new_tokens": max_new_tokens,
+    "context_length": context_length,
+    "max_turns": max_turns,
+    "max_tool_calls": max_tool_calls,
+    "prompt_detail": prompt_detail,
+    "slots": slots,
+    "processes": processes,
+}
+run.record("04_evaluate", parameters, seconds=round(time.monotonic() - started, 1))

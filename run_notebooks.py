@@ -1,0 +1,243 @@
+"""Run the report: notebooks 01 to 05 in order, into one run folder.
+
+    python run_notebooks.py                               the nano profile into runs/nano
+    python run_notebooks.py --profile small --out runs/a  another profile, another folder
+    python run_notebooks.py --only 5 -p n_resamples=1000  one notebook, one parameter
+
+A second run into the same folder resumes: the notebooks run again, and each skips what is finished.
+Exit status: 0 done, 1 a notebook failed, 2 refused before anything ran, 130 interrupted.
+"""
+
+import argparse
+import ast
+import contextlib
+import logging
+import math
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+try:
+    import papermill
+    import psutil
+    import yaml
+    from filelock import FileLock, Timeout
+    from ipykernel.kernelspec import write_kernel_spec
+    from nbclient.exceptions import DeadKernelError
+
+    from knapsack.files import read_json
+    from knapsack.runs import Run, open_run
+except ImportError as error:
+    sys.exit(f"{error}: install first, with `make report` or `pip install -r requirements.lock && pip install -e .`")
+
+ROOT = Path(__file__).resolve().parent
+RUNNER = "run_notebooks"  # this program's entry in the manifest
+RECOMPUTED = "05_analysis"  # keeps nothing from an earlier run, so its parameters may change
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list}
+
+
+@dataclass
+class Step:
+    """A notebook with its parameters: declared types, literal defaults, and the values that it is to run with."""
+
+    name: str
+    path: Path
+    types: dict[str, str]
+    defaults: dict[str, object]
+    parameters: dict[str, object]
+    status: str = "not run"
+    seconds: float = 0.0
+    memory: int = 0  # bytes: peak resident memory of the kernel and its children
+
+
+def load_profile(name: str) -> dict:
+    """The profile's mapping. Raises ValueError listing the profiles there are."""
+    paths = {path.stem: path for path in sorted((ROOT / "knapsack" / "profiles").glob("*.yaml"))}
+    profiles = {stem: yaml.safe_load(path.read_text(encoding="utf-8")) for stem, path in paths.items()}
+    if name not in profiles:
+        known = "\n".join(f"  {stem}: {profile['description']}" for stem, profile in profiles.items())
+        raise ValueError(f"unknown profile {name!r}; there are\n{known}")
+    return profiles[name]
+
+
+def typed(value: object, kind: str, from_text: bool = False) -> object:
+    """``value``, or what its text means (``from_text``; lists as ``a,b``), as the declared ``kind``; or ValueError."""
+    base, _, element = kind.split("|")[0].strip().partition("[")
+    element = element.rstrip("]")
+    try:
+        if "None" in kind and value in (None, "None"):
+            return None
+        if from_text and base == "list":
+            parts = value.strip().removeprefix("[").removesuffix("]").split(",")
+            value = [typed(part.strip(" '\""), element or "str", True) for part in parts if part.strip()]
+        elif from_text:
+            value = {"true": True, "false": False}[value.lower()] if base == "bool" else TYPES[base](value)
+        elif base == "float" and type(value) is int:
+            value = float(value)
+        if type(value) is not TYPES[base] or (base == "float" and not math.isfinite(value)):
+            raise ValueError
+        return [typed(item, element) for item in value] if element else value
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{value!r} is not of type {kind}") from error
+
+
+def plan(profile_name: str, run_folder: str, assignments: list[str]) -> list[Step]:
+    """All notebooks with the parameters of the profile, then of ``-p``. Raises ValueError for a bad name or value."""
+    profile, steps, settings = load_profile(profile_name), [], []
+    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        declared = papermill.inspect_notebook(path)
+        types = {name: parameter["inferred_type_name"] for name, parameter in declared.items()}
+        defaults = {name: ast.literal_eval(parameter["default"]) for name, parameter in declared.items()}
+        steps.append(Step(path.stem, path, types, defaults, {**defaults, "run_folder": run_folder}))
+        source = f"profile {profile_name}, {path.stem}"
+        settings += [(steps[-1:], name, value, False, source) for name, value in profile.get(path.stem, {}).items()]
+    if unknown := profile.keys() - {"description", "offline"} - {step.name for step in steps}:
+        raise ValueError(f"profile {profile_name}: there is no notebook {', '.join(sorted(unknown))}")
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or name == "run_folder":
+            raise ValueError(f"-p {assignment}: needs name=value; the run folder is chosen with --out")
+        settings.append((steps, name, text, True, f"-p {assignment}"))
+    for asked, name, value, from_text, source in settings:
+        valid = ", ".join(sorted({f"{known} ({kind})" for step in asked for known, kind in step.types.items()}))
+        declaring = [step for step in asked if name in step.types]
+        if not declaring:
+            raise ValueError(f"{source}: there is no parameter {name!r}; valid are {valid}")
+        for step in declaring:
+            try:
+                step.parameters[name] = typed(value, step.types[name], from_text)
+            except ValueError as error:
+                raise ValueError(f"{source}: {name} = {error}; valid are {valid}") from error
+    return steps
+
+
+def prepare(run: Run, steps: list[Step], fresh: bool) -> None:
+    """Empty the run folder (``fresh``), or check that its finished steps have these parameters; raises ValueError."""
+    manifest = read_json(run.manifest) if run.manifest.exists() else {}
+    if fresh:
+        content = [path for path in run.folder.iterdir() if path.name != ".lock"]
+        known = manifest.keys() & {RUNNER, *(step.name for step in steps)}
+        if ROOT.is_relative_to(run.folder) or (content and not known):
+            raise ValueError(f"--fresh: {run.folder} has no manifest.json of a run; nothing was deleted")
+        for path in sorted(content, key=lambda path: path == run.manifest):  # the manifest last: can be repeated
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        return
+    for step in steps:
+        recorded = manifest.get(step.name, {}).get("parameters", {}) if step.name != RECOMPUTED else {}
+        for name in sorted(recorded.keys() & step.parameters.keys() - {"run_folder"}):
+            if recorded[name] != step.parameters[name]:
+                change = f"{step.name} was run with {name} = {recorded[name]!r}, now {step.parameters[name]!r}"
+                raise ValueError(f"{run.folder}: {change}: choose another folder with --out, or add --fresh")
+
+
+def watch(step: Step, seen: set[psutil.Process], stopped: threading.Event) -> None:
+    """Once a second until ``stopped``: note the peak memory of this program's children, and who they are."""
+    while not stopped.wait(1.0):
+        children = psutil.Process().children(recursive=True)
+        seen.update(children)
+        with contextlib.suppress(psutil.Error):  # one of them ended meanwhile
+            step.memory = max(step.memory, sum(child.memory_info().rss for child in children))
+
+
+def execute(step: Step, target: Path, log: bool) -> str | None:
+    """Run one notebook, saved after every cell as ``target``; returns what went wrong, or None."""
+    changed = {name: value for name, value in step.parameters.items() if value != step.defaults[name]}
+    print(f"{step.name} → {target}", flush=True)
+    children, stopped, started, step.status = set(), threading.Event(), time.monotonic(), "failed"
+    threading.Thread(target=watch, args=(step, children, stopped), daemon=True).start()
+    try:
+        target.parent.mkdir(exist_ok=True)
+        options = {"kernel_name": "python3", "cwd": step.path.parent, "coalesce_streams": True}
+        options["progress_bar"] = {"desc": step.name, "disable": None}  # None: no bar but on a terminal
+        options["stdout_file"] = sys.stdout if log else None
+        options["stderr_file"] = sys.stderr if log or sys.stderr.isatty() else None  # the bars of the cells
+        papermill.execute_notebook(step.path, target, changed, **options)
+        step.status = "done"
+    except papermill.PapermillExecutionError as error:
+        reason = f"{error.ename}: {error.evalue}".strip().splitlines()[-1]
+        return f"{step.name} failed in cell [{error.exec_count}]: {reason}\nThe executed notebook: {target}"
+    except DeadKernelError:
+        return f"{step.name}: its kernel died, most likely for want of memory\nThe executed notebook: {target}"
+    except OSError as error:
+        return f"{step.name} was stopped: {error}; free or unlock the disk, then the same command resumes"
+    except KeyboardInterrupt:
+        step.status = "interrupted"
+        logging.getLogger("asyncio").disabled = True  # else it prints the traceback of the abandoned cell
+        raise
+    finally:
+        stopped.set()
+        step.seconds = time.monotonic() - started
+        for child in children:  # whatever outlived its kernel; psutil recognises a process id used again
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+
+
+def use_this_interpreter(folder: str, offline: bool) -> None:
+    """Make the kernel ``python3`` mean this very interpreter, whatever kernels are installed on the machine."""
+    paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    variables = dict.fromkeys(OFFLINE, "1") if offline else {}
+    variables |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONWARNINGS": "ignore:IProgress not found"}
+    write_kernel_spec(Path(folder) / "kernels" / "python3", {"env": variables}, ["--log-level=CRITICAL"])
+    os.environ["JUPYTER_PATH"] = folder
+
+
+def summary(run: Run, steps: list[Step]) -> str:
+    lines = [f"\n{'notebook':<14} {'status':<12} {'seconds':>8} {'peak memory':>12}"]
+    lines += [f"{s.name:<14} {s.status:<12} {s.seconds:>8.1f} {s.memory / 2**30:>8.2f} GiB" for s in steps]
+    lines += [f"{'all':<27} {sum(step.seconds for step in steps):>8.1f}"]
+    places = [run.results, run.figures, run.tables, run.folder / "notebooks"]
+    return "\n".join([*lines, *(f"{path.name:<14} {path}" for path in places if path.is_dir())])
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="nano", help="nano (default), small or paper")
+    parser.add_argument("--out", type=Path, help="the run folder (default runs/<profile>)")
+    parser.add_argument("--from", dest="first", type=int, default=1, metavar="N", help="start at notebook N")
+    parser.add_argument("--only", type=int, metavar="N", help="run notebook N alone")
+    parser.add_argument("-p", dest="assignments", action="append", default=[], metavar="name=value")
+    parser.add_argument("--fresh", action="store_true", help="delete what the run folder holds, then run")
+    parser.add_argument("--log", action="store_true", help="print what the cells print")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends the kernel too, as Ctrl-C does
+    folder = options.out.expanduser().resolve() if options.out else ROOT / "runs" / options.profile
+    run, steps, problem, status = Run(folder), [], None, 0
+    try:
+        shown = (folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder).as_posix()
+        every = plan(options.profile, shown, options.assignments)
+        first, last = (options.only, options.only) if options.only is not None else (options.first, len(every))
+        if not 1 <= first <= len(every):
+            raise ValueError(f"notebook {first}: there are 1 to {len(every)}")
+        run = open_run(folder)
+        with FileLock(folder / ".lock", timeout=0), tempfile.TemporaryDirectory() as jupyter:
+            prepare(run, every, options.fresh)
+            run.record(RUNNER, {"profile": options.profile, "set": options.assignments, "first": first, "last": last})
+            use_this_interpreter(jupyter, load_profile(options.profile).get("offline", False))
+            steps = every[first - 1 : last]
+            for step in steps:
+                if problem := execute(step, run.folder / "notebooks" / step.path.name, options.log):
+                    break
+    except Timeout:
+        problem = f"another run is writing to {folder}: wait for it, or choose another folder with --out"
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        problem = str(error)
+    except KeyboardInterrupt:
+        again = shlex.join(argument for argument in arguments if argument != "--fresh")
+        problem, status = f"interrupted; to resume: python run_notebooks.py {again}", 130
+    if steps:
+        print(summary(run, steps), flush=True)
+    if problem:
+        print(problem, file=sys.stderr)
+    return status or ((1 if steps else 2) if problem else 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,169 @@
+"""Evaluation with a tiny random model: real cells in real worker processes, resumed, refused, and stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import tiny_model
+
+from knapsack import traces
+from knapsack.evaluate import Cell, EvaluationError, Settings, content_digest, evaluate
+from knapsack.files import read_json, write_json
+from knapsack.runs import open_run
+from knapsack.tasks import KnapsackConfig, read_tasks, sample_split, sample_task, write_tasks
+
+CONFIG = KnapsackConfig((8, 10), (5, 20), (10, 100), 4, 2, (0.35, 0.5))
+CELLS = [Cell("base", "persistent", "easy"), Cell("base", "stateless", "easy"), Cell("teacher", "stateless", "easy")]
+COUNTS = {"easy": 3}
+
+
+def prepare(folder: Path):
+    run = open_run(folder / "run")
+    write_tasks(run.tasks("easy"), sample_split("easy", 3, 0, CONFIG))
+    base = tiny_model(folder)
+    limits = {"max_new_tokens": 30, "context_length": 768, "max_turns": 8, "max_tool_calls": 10, "slots": 2}
+    return run, Settings(base=str(base), seed=0, temperature=1.0, **limits)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    run, settings = prepare(tmp_path_factory.mktemp("evaluate"))
+    evaluate(run, CELLS, COUNTS, settings, device="cpu", progress=False)
+    return run, settings
+
+
+def contents(run) -> dict[str, str]:
+    """All episode files; the seconds, which differ between runs, blanked."""
+    found = {}
+    for path in sorted((run.folder / "evaluations").glob("*/knapsack/*.json")):
+        data = read_json(path)
+        if "finished_at" in data and "result" in data:
+            data["finished_at"] = None
+        found[str(path.relative_to(run.folder))] = json.dumps(data)
+    return found
+
+
+def test_every_cell_holds_every_episode(evaluated):
+    run, settings = evaluated
+    ids = [task.task_id for task in read_tasks(run.tasks("easy"))]
+    for cell in CELLS:
+        folder = run.evaluation(cell.model, cell.runtime, cell.split)
+        assert all(traces.episode_done(folder, task_id) for task_id in ids)
+        record = read_json(folder / "settings.json")
+        assert record["task_ids"] == ids and record["temperature"] == settings.temperature
+        assert record["base_digest"] == content_digest(settings.base)
+    for task in read_tasks(run.tasks("easy")):
+        trace = traces.read_trace(traces.trace_path(run.evaluation("teacher", "stateless", "easy"), task.task_id))
+        assert trace.finish_reason == "finish_tool" and trace.score > 0.5
+        assert trace.turns[0].prompt_tokens > 50 and trace.turns[0].completion_tokens > 20
+        assert traces.differences(trace, traces.replay(task, trace, settings.max_tool_calls)) == []
+        trace = traces.read_trace(traces.trace_path(run.evaluation("base", "stateless", "easy"), task.task_id))
+        assert (trace.model, trace.kind) == ("base", "stateless") and trace.finish_reason in ("max_turns", "error")
+        assert trace.turns and all(turn.completion_tokens <= 30 for turn in trace.turns) and trace.seconds > 0
+
+
+def test_resumed_run_ends_like_an_uninterrupted_one(evaluated):
+    run, settings = evaluated
+    before = contents(run)
+    folder = run.evaluation("base", "persistent", "easy")
+    lost = traces.trace_path(folder, "knapsack-0000000001")
+    kept = traces.trace_path(folder, "knapsack-0000000000")
+    stamp = kept.stat().st_mtime_ns
+    traces.result_path(lost).unlink()  # as after a stop between the two files
+    evaluate(run, CELLS, COUNTS, settings, processes=1, device="cpu", progress=False)
+    assert contents(run) == before
+    assert kept.stat().st_mtime_ns == stamp
+
+
+def test_other_settings_are_refused(evaluated, tmp_path):
+    run, settings = evaluated
+    for name, value in {"temperature": 0.5, "seed": 1, "max_turns": 9, "slots": 3, "prompt_detail": "full"}.items():
+        with pytest.raises(ValueError, match=f"base_persistent_easy was begun with {name} = .*--fresh"):
+            evaluate(run, CELLS, COUNTS, replace(settings, **{name: value}))
+    other = tiny_model(tmp_path, seed=1)
+    other = other.rename(tmp_path / Path(settings.base).name)
+    with pytest.raises(ValueError, match="begun with base = "):
+        evaluate(run, CELLS, COUNTS, replace(settings, base=str(other)))
+    assert content_digest(other) != content_digest(settings.base)
+
+
+def test_other_tasks_and_unexplained_episodes_are_refused(tmp_path):
+    run, settings = prepare(tmp_path)
+    folder = run.evaluation("base", "persistent", "easy")
+    evaluate(run, [], {}, settings)  # nothing to do is no error
+    (folder / "knapsack").mkdir(parents=True)
+    (folder / "knapsack" / "knapsack-x.trace.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"no settings\.json"):
+        evaluate(run, CELLS, COUNTS, settings)
+    (folder / "knapsack" / "knapsack-x.trace.json").unlink()
+    blocked = run.evaluation("base", "stateless", "easy")
+    blocked.mkdir(parents=True)
+    (blocked / "knapsack").write_text("a file where the episodes' folder should be")
+    # An infrastructure error in a worker is raised here, with its own message, and says where it was.
+    with pytest.raises(EvaluationError, match=r"base_stateless_easy.*knapsack"):
+        evaluate(run, CELLS[1:2], COUNTS, settings, device="cpu", progress=False)
+    path = run.tasks("easy") / "tasks" / "knapsack" / "knapsack-0000000001.json"
+    write_json(path, sample_task(77, CONFIG, "knapsack-0000000001").to_json())
+    with pytest.raises(ValueError, match="another task or prompt for knapsack-0000000001"):
+        evaluate(run, CELLS[1:2], COUNTS, settings)
+
+
+def test_what_is_missing_is_named_before_anything_runs(tmp_path):
+    run, settings = prepare(tmp_path)
+    with pytest.raises(FileNotFoundError, match="notebook 03"):
+        evaluate(run, [Cell("persistent", "persistent", "easy")], COUNTS, settings)
+    with pytest.raises(FileNotFoundError, match="notebook 01"):
+        evaluate(run, [Cell("base", "persistent", "hard")], {"hard": 1}, settings)
+    with pytest.raises(FileNotFoundError, match="holds 3 tasks, 4 needed"):
+        evaluate(run, CELLS, {"easy": 4}, settings)
+    with pytest.raises(ValueError, match="processes"):
+        evaluate(run, CELLS, COUNTS, settings, processes=0)
+    assert not (run.folder / "evaluations").exists()
+
+
+def children(process: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == process:
+            found += [int(path.parent.name), *children(int(path.parent.name))]
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_interruption_stops_the_workers(tmp_path, how):
+    run, settings = prepare(tmp_path)
+    long = replace(settings, context_length=2048, max_new_tokens=2000)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from knapsack.evaluate import *\nfrom knapsack.runs import open_run\nif __name__ == '__main__':\n"
+        f"    cells = [Cell('base', kind, 'easy') for kind in ('persistent', 'stateless')]\n"
+        f"    evaluate(open_run({str(run.folder)!r}), cells, {{'easy': 3}}, {long!r}, device='cpu')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen([sys.executable, str(script)], env=environment, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 240
+        while len(children(process.pid)) < 5 and time.monotonic() < deadline:  # workers, interpreters, tracker
+            time.sleep(0.1)
+        workers = children(process.pid)
+        assert len(workers) >= 5
+        process.send_signal(how)
+        process.wait(timeout=60)
+        while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline + 60:
+            time.sleep(0.1)
+        assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+        assert process.returncode != 0
+        assert len(list((run.folder / "evaluations").glob("*/knapsack/*.trace.json"))) < 6
+    finally:
+        process.kill()

@@ -1,0 +1,197 @@
+"""Models: the same logits as transformers itself, the same replies whatever else is in the batch."""
+
+import random
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from knapsack import agent, models, prompts
+from knapsack.agent import ContextFull, Episode
+from knapsack.models import choose, load_model
+
+SETTINGS = {"slots": 4, "context_length": 512, "max_new_tokens": 12, "temperature": 1.0, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("models"))
+
+
+def conversation(number: int) -> list[dict]:
+    words = random.Random(number).choices(["item", "value", "weight", "capacity", "print", "json"], k=3 + 7 * number)
+    return [{"role": "system", "content": "Answer."}, {"role": "user", "content": " ".join(words)}]
+
+
+def chat(number: int, turns: int = 3):
+    """A stand-in for an episode: the user repeats what was said. Returns the replies."""
+    messages, replies = conversation(number), []
+    for _ in range(turns):
+        reply = yield list(messages)
+        replies.append(reply)
+        messages += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": reply.text[::-1]}]
+    return replies
+
+
+def play(model, numbers) -> dict[str, list]:
+    found: dict[str, Episode] = {}
+    agent.run_batched([(str(number), chat(number)) for number in numbers], model, found.__setitem__)
+    return found
+
+
+def record(model) -> list[torch.Tensor]:
+    """The logits [slots, vocabulary] of every later step."""
+    seen, forward = [], model.model.forward
+
+    def recording(*arguments, **keywords):
+        output = forward(*arguments, **keywords)
+        seen.append(output.logits[:, -1].clone())
+        return output
+
+    model.model.forward = recording
+    return seen
+
+
+@pytest.mark.parametrize("kv_heads", [2, 1])
+def test_logits_are_those_of_transformers(tmp_path, kv_heads):
+    folder = tiny_model(tmp_path, kv_heads=kv_heads)
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model = load_model(folder, dtype=torch.float32, device="cpu", **SETTINGS | {"temperature": 0})
+    model.submit(0, "other", conversation(9))
+    seen = record(model)
+    messages = conversation(4)
+    for _ in range(3):
+        model.submit(2, "one", messages)
+        first, done = len(seen), {}
+        while 2 not in done:
+            done |= dict(model.step())
+        reply = done[2]
+        prompt = prompts.render(messages, tokenizer, reply_follows=True).input_ids
+        new = torch.stack(seen[first:])[:, 2].argmax(-1).tolist()
+        with torch.inference_mode():
+            expected = plain(torch.tensor([prompt + new])).logits[0, len(prompt) - 1 : -1]
+        torch.testing.assert_close(torch.stack(seen[first:])[:, 2], expected, rtol=1e-4, atol=1e-4)
+        assert reply.prompt_tokens == len(prompt) and reply.completion_tokens == len(new) == len(expected)
+        messages = [*messages, {"role": "assistant", "content": reply.text}, {"role": "user", "content": "go on"}]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_replies_do_not_depend_on_the_batch(folder, dtype):
+    model = load_model(folder, dtype=dtype, device="cpu", **SETTINGS)
+    together = play(model, range(9))
+    assert len({reply.text for replies in together.values() for reply in replies}) == 27  # no two alike
+    backwards = play(load_model(folder, dtype=dtype, device="cpu", **SETTINGS), reversed(range(9)))
+    assert backwards == together
+    for number in range(0, 9, 4):
+        assert play(model, [number])[str(number)] == together[str(number)]  # alone, in slots that were used before
+
+
+def test_logits_do_not_depend_on_slot_or_neighbours_to_the_last_bit(folder):
+    alone = load_model(folder, device="cpu", **SETTINGS)
+    seen_alone = record(alone)
+    alone.submit(3, "x", conversation(5))
+    crowded = load_model(folder, device="cpu", **SETTINGS)
+    for slot, number in ((0, 8), (2, 3), (3, 1)):
+        crowded.submit(slot, f"{slot}", conversation(number))
+    for _ in range(3):
+        crowded.step()
+    seen_crowded = record(crowded)
+    crowded.submit(1, "x", conversation(5))
+    for _ in range(5):
+        alone.step(), crowded.step()
+    for lone, crowd in zip(seen_alone, seen_crowded, strict=True):
+        assert torch.equal(lone[3], crowd[1])
+
+
+def test_seed_and_key_choose_the_noise(folder):
+    first = play(load_model(folder, device="cpu", **SETTINGS), [1, 2])
+    assert play(load_model(folder, device="cpu", **SETTINGS | {"seed": 1}), [1, 2]) != first
+    model = load_model(folder, device="cpu", **SETTINGS)
+    for slot, key in enumerate(("a", "b")):
+        model.submit(slot, key, conversation(3))
+    texts = {}
+    while len(texts) < 2:
+        texts |= dict(model.step())
+    assert texts[0] != texts[1]
+
+
+def test_a_turn_computes_only_its_new_tokens(folder, monkeypatch):
+    model = load_model(folder, device="cpu", **SETTINGS)
+    filled = []
+    original = model._prefill
+    monkeypatch.setattr(model, "_prefill", lambda s, start, new: (filled.append(len(new)), original(s, start, new)))
+    play(model, [3])
+    first = len(prompts.render(conversation(3), model.tokenizer, reply_follows=True).input_ids)
+    assert filled[0] == first - 1
+    assert all(0 < count < first for count in filled[1:])
+    play(model, [3])
+    assert filled[3] == first - 1  # a released slot keeps nothing
+
+
+def test_replies_end_at_their_token_or_at_the_limits(folder, monkeypatch):
+    model = load_model(folder, device="cpu", **SETTINGS)
+    written = iter(model.tokenizer("Hé!\n", add_special_tokens=False)["input_ids"] + [2])
+    monkeypatch.setattr(models, "choose", lambda *_: [next(written)] * 4)
+    model.submit(0, "a", conversation(1))
+    finished = []
+    while not finished:
+        finished = model.step()
+    assert finished[0][1].text == "Hé!\n" and finished[0][1].stopped
+    monkeypatch.setattr(models, "choose", lambda *_: [70] * 4)
+    model.submit(1, "b", conversation(1))
+    while not (finished := model.step()):
+        pass
+    reply = finished[0][1]
+    assert (reply.completion_tokens, reply.stopped) == (12, False)
+    small = load_model(folder, device="cpu", **SETTINGS | {"context_length": reply.prompt_tokens + 3})
+    small.submit(0, "c", conversation(1))
+    while not (finished := small.step()):
+        pass
+    assert (finished[0][1].completion_tokens, finished[0][1].stopped) == (3, False)
+    smaller = load_model(folder, device="cpu", **SETTINGS | {"context_length": reply.prompt_tokens})
+    with pytest.raises(ContextFull, match=f"has {reply.prompt_tokens} tokens"):
+        smaller.submit(0, "d", conversation(1))
+
+
+def test_choose_draws_from_the_softmax():
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
+    draws = [(index + 0.5) / 10_000 for index in range(10_000)]
+    counts = torch.bincount(torch.tensor(choose(logits.expand(10_000, 4), 0.5, draws)), minlength=4) / 10_000
+    torch.testing.assert_close(counts, (logits[0] / 0.5).softmax(-1), atol=2e-4, rtol=0)
+    assert choose(logits, 0, [0.99]) == [2]
+    certain = torch.tensor([[-1e4, 5.0, -1e4]])
+    assert choose(certain, 0.2, [0.0]) == choose(certain, 0.2, [1 - 2**-53]) == [1]
+
+
+def test_adapter_is_applied(folder, tmp_path):
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    torch.manual_seed(1)
+    tuned = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False))
+    tuned.eval().save_pretrained(tmp_path / "adapter")
+    model = load_model(folder, tmp_path / "adapter", dtype=torch.float32, device="cpu", **SETTINGS)
+    seen = record(model)
+    model.submit(0, "x", conversation(2))
+    model.step()
+    ids = prompts.render(conversation(2), model.tokenizer, reply_follows=True).input_ids
+    with torch.inference_mode():
+        expected = tuned(torch.tensor([ids])).logits[0, -1]
+    torch.testing.assert_close(seen[0][0], expected, rtol=1e-4, atol=1e-4)
+    small = load_model(folder, tmp_path / "adapter", device="cpu", **SETTINGS).model
+    assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
+    assert small.base_model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_bad_input_is_named(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="notebook 03"):
+        load_model(folder, tmp_path, device="cpu", **SETTINGS)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_model(tmp_path / "nowhere", device="cpu", **SETTINGS)
+    for wrong in ({"slots": 0}, {"max_new_tokens": 0}, {"temperature": -1}, {"context_length": 4096}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            load_model(folder, device="cpu", **SETTINGS | wrong)
+    model = load_model(folder, device="cpu", **SETTINGS)
+    model.submit(0, "a", conversation(1))
+    with pytest.raises(RuntimeError, match="still answering a"):
+        model.submit(0, "b", conversation(1))

@@ -1,0 +1,243 @@
+"""run_notebooks: what it refuses, what it keeps, how it ends. Run on toy notebooks in a toy checkout."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from filelock import FileLock
+
+import run_notebooks
+
+HEAD = 'run_folder: str = "runs/toy"  # folder\nseed: int = 0  # seed\n'
+RECORD = """
+import json, pathlib
+from knapsack.runs import Run
+values = {name: globals()[name] for name in ("seed", "rate", "names", "loud", "label") if name in globals()}
+folder = pathlib.Path("..", run_folder)
+(folder / (STEP + ".json")).write_text(json.dumps(values))
+Run(folder).record(STEP, values, 0.1)
+"""
+
+
+def write_notebook(root: Path, name: str, parameters: str, *cells: str) -> None:
+    notebook = nbformat.v4.new_notebook()
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.cells = [nbformat.v4.new_code_cell(HEAD + parameters, metadata={"tags": ["parameters"]})]
+    notebook.cells += [nbformat.v4.new_code_cell(f"STEP = {name!r}\n{cell}") for cell in cells]
+    (root / "notebooks").mkdir(exist_ok=True)
+    nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch, checkout):
+    """A checkout with two notebooks and two profiles; run_notebooks works in it, and forgets it afterwards."""
+    root = tmp_path / "checkout"
+    (root / "knapsack" / "profiles").mkdir(parents=True)
+    (root / "knapsack" / "profiles" / "nano.yaml").write_text(
+        "description: toy\noffline: true\n01_one: {rate: 0.5}\n02_two: {label: b}\n"
+    )
+    (root / "knapsack" / "profiles" / "wrong.yaml").write_text("description: has a typo\n01_one: {rte: 0.5}\n")
+    (root / "knapsack" / "profiles" / "lost.yaml").write_text("description: has another\n03_one: {rate: 0.5}\n")
+    one = 'rate: float = 0.25  # r\nnames: list[str] = ["a"]  # n\nloud: bool = False  # l'
+    write_notebook(root, "01_one", one, RECORD)
+    write_notebook(root, "02_two", 'label: str = "a"  # l\n', RECORD)
+    monkeypatch.setattr(run_notebooks, "ROOT", root)
+    monkeypatch.setenv("PYTHONPATH", str(checkout))  # the kernels find the library even where it is not installed
+    monkeypatch.setenv("JUPYTER_PATH", "")  # main sets it; restored after the test
+    before = signal.getsignal(signal.SIGTERM)
+    yield root
+    signal.signal(signal.SIGTERM, before)
+
+
+def values(root: Path, step: str, run: str = "runs/nano") -> dict:
+    return json.loads((root / run / f"{step}.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("10", "int", 10),
+        ("-3", "int", -3),
+        ("6e-4", "float", 6e-4),
+        ("2", "float", 2.0),
+        ("true", "bool", True),
+        ("False", "bool", False),
+        ("10", "str", "10"),
+        ("a=b", "str", "a=b"),
+        ("None", "str | None", None),
+        ("base,persistent", "list[str]", ["base", "persistent"]),
+        ('["base", "persistent"]', "list[str]", ["base", "persistent"]),
+        ("[]", "list", []),
+        ("1, 2", "list[int]", [1, 2]),
+    ],
+)
+def test_text_is_read_as_the_declared_type(text, kind, value):
+    read = run_notebooks.typed(text, kind, from_text=True)
+    assert read == value and type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("ten", "int"),
+        ("1.5", "int"),
+        ("", "int"),
+        ("nan", "float"),
+        ("1,5", "float"),
+        ("1", "bool"),
+        ("a,b", "list[int]"),
+    ],
+)
+def test_text_of_another_type_is_refused(text, kind):
+    with pytest.raises(ValueError, match="is not of type"):
+        run_notebooks.typed(text, kind, from_text=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [("1e-4", "float"), (True, "int"), (1, "str"), ("a", "list[str]"), ([1], "list[str]")],
+)
+def test_a_profile_value_of_another_type_is_refused(value, kind):
+    with pytest.raises(ValueError, match="is not of type"):
+        run_notebooks.typed(value, kind)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "huge"], "unknown profile 'huge'; there are\n  lost: has another\n  nano: toy"),
+        (["--profile", "lost"], "profile lost: there is no notebook 03_one"),
+        (["--profile", "wrong"], "profile wrong, 01_one: there is no parameter 'rte'"),
+        (["-p", "sed=1"], "no parameter 'sed'; valid are label (str), loud (bool), names (list[str]), rate (float)"),
+        (["-p", "seed=one"], "-p seed=one: seed = 'one' is not of type int"),
+        (["-p", "seed"], "needs name=value"),
+        (["-p", "run_folder=x"], "chosen with --out"),
+        (["--only", "3"], "notebook 3: there are 1 to 2"),
+        (["--from", "0"], "notebook 0: there are 1 to 2"),
+    ],
+)
+def test_a_bad_command_is_refused_before_anything_runs(root, capsys, arguments, message):
+    assert run_notebooks.main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (root / "runs").exists()
+
+
+def test_a_parameter_reaches_every_notebook_that_declares_it_and_a_change_stops_the_next_run(root, capsys):
+    assert run_notebooks.main(["-p", "seed=7", "-p", "names=x,y"]) == 0
+    assert values(root, "01_one") == {"seed": 7, "rate": 0.5, "names": ["x", "y"], "loud": False}
+    assert values(root, "02_two") == {"seed": 7, "label": "b"}
+    shown = capsys.readouterr().out
+    assert shown.count(" done ") == 2 and str(root / "runs" / "nano" / "notebooks") in shown
+
+    assert run_notebooks.main(["--from", "2", "-p", "names=x,y"]) == 2
+    assert "01_one was run with seed = 7, now 0" in capsys.readouterr().err
+
+    assert run_notebooks.main(["--only", "2", "--fresh"]) == 0
+    assert not (root / "runs/nano/01_one.json").exists() and values(root, "02_two") == {"seed": 0, "label": "b"}
+    manifest = json.loads((root / "runs/nano/manifest.json").read_text())
+    assert manifest["run_notebooks"]["parameters"]["profile"] == "nano" and "01_one" not in manifest
+
+
+def test_a_failed_notebook_is_kept_and_stops_the_run(root, capsys):
+    write_notebook(root, "01_one", "rate: float = 0.1  # r", "print('before')", "raise KeyError('first line\\nlost')")
+    assert run_notebooks.main([]) == 1
+    executed = root / "runs/nano/notebooks/01_one.ipynb"
+    output = capsys.readouterr()
+    assert "01_one failed in cell [4]" in output.err and "lost" in output.err and str(executed) in output.err
+    assert "failed" in output.out and "not run" in output.out
+    cells = nbformat.read(executed, 4).cells
+    assert any(out.get("text") == "before\n" for cell in cells for out in cell.get("outputs", []))
+    assert any(out.output_type == "error" for cell in cells for out in cell.get("outputs", []))
+    assert not (root / "runs/nano/notebooks/02_two.ipynb").exists()
+
+
+def test_fresh_deletes_no_folder_but_a_run_folder(root, capsys):
+    other = root / "figures"
+    other.mkdir()
+    (other / "manifest.json").write_text('{"figure.png": {}}')
+    assert run_notebooks.main(["--out", str(other), "--fresh"]) == 2
+    assert "nothing was deleted" in capsys.readouterr().err
+    assert (other / "manifest.json").exists()
+    assert run_notebooks.main(["--out", str(root), "--fresh"]) == 2
+    assert (root / "notebooks").exists()
+
+
+def test_two_runs_into_one_folder_at_once(root, capsys):
+    (root / "runs" / "nano").mkdir(parents=True)
+    with FileLock(root / "runs/nano/.lock"):
+        assert run_notebooks.main(["--fresh"]) == 2
+    assert "another run is writing to" in capsys.readouterr().err
+
+
+def test_a_damaged_manifest_is_named(root, capsys):
+    (root / "runs" / "nano").mkdir(parents=True)
+    (root / "runs/nano/manifest.json").write_text('{"01_one": ')
+    assert run_notebooks.main([]) == 2
+    assert "manifest.json is not valid JSON" in capsys.readouterr().err
+
+
+def test_a_run_folder_that_cannot_be_made(root, capsys):
+    (root / "file").write_text("")
+    assert run_notebooks.main(["--out", str(root / "file" / "run")]) == 2
+    assert "cannot make the run's folder" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said_to_be_full(root, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "x.ipynb")
+
+    monkeypatch.setattr(run_notebooks.papermill, "execute_notebook", full)
+    assert run_notebooks.main([]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_the_kernel_is_this_interpreter_offline_if_the_profile_says_so(root, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "data" / "kernels" / "python3"
+    elsewhere.mkdir(parents=True)
+    command = {"argv": ["/bin/false", "{connection_file}"], "display_name": "another", "language": "python"}
+    (elsewhere / "kernel.json").write_text(json.dumps(command))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    tell = "import os, pathlib, sys\npathlib.Path('..', run_folder, 'told').write_text("
+    tell += "sys.executable + ' ' + str(os.environ.get('HF_HUB_OFFLINE')))"
+    write_notebook(root, "01_one", "rate: float = 0.1  # r", tell)
+    for name, offline in (("nano", "1"), ("online", "None")):
+        (root / "knapsack/profiles/online.yaml").write_text("description: online\n")
+        assert run_notebooks.main(["--only", "1", "--profile", name]) == 0
+        assert (root / "runs" / name / "told").read_text() == f"{sys.executable} {offline}"
+    assert "HF_HUB_OFFLINE" not in os.environ
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_the_kernel_and_its_children(root, checkout, number):
+    start = "import os, pathlib, subprocess, time\n"
+    start += "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+    start += "pathlib.Path('..', run_folder, 'processes').write_text(f'{os.getpid()} {child.pid}')\ntime.sleep(600)"
+    write_notebook(root, "01_one", "rate: float = 0.1  # r", start)
+    program = "import sys, pathlib, run_notebooks as program\n"
+    program += f"program.ROOT = pathlib.Path({str(root)!r})\nsys.exit(program.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "--fresh", "-p", "seed=2"]
+    runner = subprocess.Popen(command, cwd=checkout, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    told = root / "runs/nano/processes"
+    try:
+        deadline = time.monotonic() + 60
+        while not told.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(1.5)  # the watch looks once a second
+        processes = [int(word) for word in told.read_text().split()]
+        runner.send_signal(number)
+        _, errors = runner.communicate(timeout=60)
+    finally:
+        runner.kill()
+    assert runner.returncode == 130
+    assert errors == "interrupted; to resume: python run_notebooks.py -p seed=2\n"  # without --fresh, no traceback
+    assert not [pid for pid in processes if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+    assert (root / "runs/nano/notebooks/01_one.ipynb").exists()

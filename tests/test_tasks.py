@@ -1,0 +1,246 @@
+"""Instances are pure functions of seed and configuration, solvable exactly, and survive the published format."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from knapsack.files import CorruptFileError
+from knapsack.tasks import (
+    MAX_DOMINANCE,
+    PRESETS,
+    Item,
+    KnapsackConfig,
+    Task,
+    TaskSamplingError,
+    optimum,
+    preset,
+    read_tasks,
+    sample_split,
+    sample_task,
+    write_tasks,
+)
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT.parent / "shared" / "reference" / "examples"
+EASY = KnapsackConfig.easy()
+needs_examples = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the published example files are not at hand")
+
+PROGRAM = """
+import json
+from knapsack.tasks import PRESETS, sample_task
+print(json.dumps([sample_task(seed, PRESETS[name]()).to_json() for name in sorted(PRESETS) for seed in (0, 7)]))
+"""
+
+
+def texts_in_another_process(hash_seed: str) -> str:
+    environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+    command = [sys.executable, "-c", PROGRAM]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment).stdout
+
+
+def test_same_bytes_in_every_process():
+    here = json.dumps([sample_task(seed, PRESETS[name]()).to_json() for name in sorted(PRESETS) for seed in (0, 7)])
+    assert texts_in_another_process("1") == texts_in_another_process("2") == here + "\n"
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=2, max_size=2, unique=True))
+@settings(max_examples=20, deadline=None)
+def test_other_seeds_give_other_instances(seeds):
+    first, second = (sample_task(seed, EASY) for seed in seeds)
+    assert first.items != second.items
+
+
+def test_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="seed = -7: needs at least 0"):
+        sample_task(-7, EASY)
+
+
+items = st.lists(st.builds(Item, st.integers(1, 12), st.integers(1, 50), st.sampled_from("ABC")), max_size=9)
+
+
+@given(items, st.sets(st.sampled_from("ABC")), st.integers(0, 40))
+@settings(max_examples=100, deadline=None)
+def test_optimum_is_that_of_brute_force(found, allowed, capacity):
+    pool = {f"item_{index}": item for index, item in enumerate(found)}
+    usable = [item for item in found if item.item_class in allowed]
+    subsets = [subset for size in range(len(usable) + 1) for subset in combinations(usable, size)]
+    fitting = [subset for subset in subsets if sum(item.weight for item in subset) <= capacity]
+    chosen = optimum(pool, allowed, capacity)
+    assert sum(pool[i].value for i in chosen) == max(sum(item.value for item in subset) for subset in fitting)
+    assert sum(pool[i].weight for i in chosen) <= capacity and len(set(chosen)) == len(chosen)
+    assert all(pool[i].item_class in allowed for i in chosen)
+
+
+def test_capacity_beyond_all_items_costs_nothing():
+    assert optimum({"a": Item(3, 5, "A"), "b": Item(2, 9, "B")}, "A", 10**15) == ("a",)
+
+
+@given(st.integers(0, 10**6), st.sampled_from(sorted(PRESETS)))
+@settings(max_examples=40, deadline=None)
+def test_every_instance_keeps_the_rules_of_sampling(seed, name):
+    config = PRESETS[name]()
+    task = sample_task(seed, config)
+    allowed = [item for item in task.items.values() if item.item_class in task.allowed_classes]
+    weight = sum(item.weight for item in allowed)
+    ratio = (config.capacity_ratio[0] * weight - 0.5, config.capacity_ratio[1] * weight + 0.5)
+    values = [task.items[i].value for i in task.optimal_items]
+    share = config.allowed_classes / config.classes
+    needed = max(1.5 * task.capacity / (sum(config.weights) / 2) / share, 1.1 * len(values))
+    assert config.items[0] <= len(task.items) <= config.items[1]
+    assert all(config.weights[0] <= item.weight <= config.weights[1] for item in task.items.values())
+    assert all(config.values[0] <= item.value <= config.values[1] for item in task.items.values())
+    assert len(allowed) >= 5 and len(values) >= 3 and max(values) <= MAX_DOMINANCE * sum(values)
+    assert ratio[0] <= task.capacity <= max(ratio[1], min(item.weight for item in allowed))
+    assert task.inspect_budget == max(5, min(math.ceil(needed), len(task.items)))
+    assert len(set(task.allowed_classes)) == config.allowed_classes
+    assert list(task.items) == sorted(task.items)  # the order gives nothing away
+
+
+@given(st.integers(0, 10**6), st.sampled_from(sorted(PRESETS)))
+@settings(max_examples=20, deadline=None)
+def test_task_survives_its_file(seed, name):
+    task = sample_task(seed, PRESETS[name]())
+    assert Task.from_json(json.loads(json.dumps(task.to_json()))) == task
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "bound"),
+    [
+        ("items", (4, 10), "low >= 5"),
+        ("items", (10, 9), "low <= high"),
+        ("items", 10, "two numbers"),
+        ("items", (5, 7, 9), "two numbers"),
+        ("items", (25.5, 40), "two numbers"),
+        ("weights", (0, 5), "low >= 1"),
+        ("values", (-3, 5), "low >= 1"),
+        ("values", ("1", "5"), "two numbers"),
+        ("classes", 27, "1 to 26"),
+        ("classes", 0, "1 to 26"),
+        ("classes", "15", "whole number"),
+        ("allowed_classes", 16, "classes = 15"),
+        ("allowed_classes", 0, "1 to classes"),
+        ("capacity_ratio", (0.0, 0.5), "0 < low"),
+        ("capacity_ratio", (0.5, 1.1), "high <= 1"),
+        ("capacity_ratio", (math.nan, math.nan), "0 < low"),
+        ("id_pool", 39, r"items\[1\] = 40"),
+        ("id_pool", 1e3, "whole number"),
+    ],
+)
+def test_invalid_configuration_names_field_value_and_bound(field, value, bound):
+    with pytest.raises(ValueError, match=rf"KnapsackConfig\.{field} = .*{bound}") as caught:
+        replace(EASY, **{field: value})
+    assert repr(value) in str(caught.value)
+
+
+def test_configuration_without_instances_says_so():
+    with pytest.raises(TaskSamplingError, match="200 attempts from seed 3"):
+        sample_task(3, KnapsackConfig((5, 5), (20, 20), (1, 1), 26, 1, (0.01, 0.01)))
+
+
+def test_unknown_preset_lists_those_there_are():
+    with pytest.raises(ValueError, match=r"huge.*nano_easy"):
+        preset("huge")
+
+
+def test_splits_of_a_run_share_no_instance():
+    drawn = [task for split in ("train", "easy", "hard") for task in sample_split(split, 20, 1, EASY)]
+    assert len({task.seed for task in drawn}) == len({tuple(task.items) for task in drawn}) == 60
+
+
+def test_unknown_split_and_impossible_count_are_refused():
+    with pytest.raises(ValueError, match=r"'medium'.*'easy', 'hard', 'train'"):
+        next(sample_split("medium", 1, 0, EASY))
+    with pytest.raises(ValueError, match="easy: -1 tasks asked for; needs 0 to 250000"):
+        next(sample_split("easy", -1, 0, EASY))
+
+
+def test_tasks_are_read_in_order_and_as_many_as_asked_for(tmp_path):
+    tasks = list(sample_split("easy", 3, 0, EASY))
+    write_tasks(tmp_path, tasks)
+    assert read_tasks(tmp_path) == tasks and read_tasks(tmp_path, 2) == tasks[:2]
+
+
+def test_missing_tasks_name_the_notebook_to_run(tmp_path):
+    write_tasks(tmp_path, sample_split("easy", 2, 0, EASY))
+    with pytest.raises(FileNotFoundError, match="holds 2 tasks, 3 needed: run notebook 01"):
+        read_tasks(tmp_path, 3)
+    with pytest.raises(FileNotFoundError, match="holds 0 tasks, some needed"):
+        read_tasks(tmp_path / "nowhere")
+
+
+def test_truncated_task_file_is_named(tmp_path):
+    (path,) = write_tasks(tmp_path, sample_split("easy", 1, 0, EASY))
+    path.write_text(path.read_text()[:-100])
+    with pytest.raises(CorruptFileError, match=r"knapsack-0000000000\.json"):
+        read_tasks(tmp_path)
+
+
+def damaged(*keys, value=None, drop=False) -> dict:
+    data = json.loads(json.dumps(sample_task(7, EASY).to_json()))
+    inner = data
+    for key in keys[:-1]:
+        inner = inner[key]
+    if drop:
+        del inner[keys[-1]]
+    else:
+        inner[keys[-1]] = value
+    return data
+
+
+@pytest.mark.parametrize("keys", [("public",), ("public", "capacity"), ("private", "items"), ("task_id",)])
+def test_missing_field_is_named(keys):
+    with pytest.raises(CorruptFileError, match=f"some file lacks the field '{keys[-1]}'"):
+        Task.from_json(damaged(*keys, drop=True), "some file")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("private",), []),
+        (("public", "item_ids"), None),
+        (("public", "item_ids"), []),
+        (("public", "capacity"), "much"),
+        (("public", "capacity"), math.inf),
+        (("public", "capacity"), 1),
+        (("public", "capacity"), -4),
+        (("public", "allowed_classes"), []),
+        (("difficulty", "p_valid"), 0),
+        (("reference", "optimal_value"), 3),
+        (("reference", "optimal_weight"), 3),
+        (("reference", "optimal_item_ids"), []),
+        (("reference", "optimal_item_ids"), ["item_unknown"]),
+    ],
+)
+def test_impossible_content_is_refused(keys, value):
+    with pytest.raises(CorruptFileError, match=r"some file.*anew"):
+        Task.from_json(damaged(*keys, value=value), "some file")
+
+
+@pytest.mark.parametrize("weight", [0, -5])
+def test_weights_below_one_are_refused(weight):
+    first = next(iter(sample_task(7, EASY).items))
+    with pytest.raises(CorruptFileError, match="weight or value is below 1"):
+        Task.from_json(damaged("private", "items", first, "weight", value=weight))
+
+
+@needs_examples
+@pytest.mark.parametrize("split", ["easy", "hard"])
+def test_published_tasks_are_written_again_as_they_were(split, tmp_path):
+    paths = sorted((EXAMPLES / split / "tasks" / "knapsack").glob("*.json"))
+    assert paths
+    write_tasks(tmp_path, read_tasks(EXAMPLES / split))
+    for path in paths:
+        published = json.loads(path.read_text())
+        again = json.loads((tmp_path / "tasks" / "knapsack" / path.name).read_text())
+        assert set(again) == set(published)
+        own = {"run_name", "generated_at", "nl"}  # when, by whom, in what words: not the instance
+        assert {k: v for k, v in again.items() if k not in own} == {k: v for k, v in published.items() if k not in own}

@@ -1,0 +1,221 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import scripted
+from tiny import tiny_tokenizer
+
+from knapsack import prompts, traces
+from knapsack.agent import ContextFull, EpisodeSettings, Reply, episode, run_alone
+from knapsack.files import CorruptFileError, read_json
+from knapsack.tasks import Task
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "shared" / "reference" / "examples"
+published = pytest.mark.skipif(not EXAMPLES.exists(), reason="the published examples are not on this machine")
+LOST = [
+    "I think first.",  # no code block
+    scripted.block("import json\nseen = {}\nprint(1 / 0)"),
+    scripted.block("print(seen)\nlist_items(); take_item('item_none')"),
+    scripted.block("for i in range(30):\n    list_items()"),
+    scripted.block("finish()"),
+]
+
+
+@pytest.fixture(params=["persistent", "stateless"])
+def lost(request):
+    return scripted.play(scripted.small_task(), request.param, LOST)
+
+
+def test_an_episode_reads_back_as_it_was(tmp_path, lost):
+    cell = tmp_path / f"base_{lost.kind}_easy"
+    traces.write_episode(cell, lost, "base", 2.5)
+    back = traces.read_trace(traces.trace_path(cell, lost.task.task_id))
+    assert back.turns == lost.turns and back.messages == lost.messages
+    for name in ("score", "solved", "finish_reason", "error", "metrics", "taken", "kind"):
+        assert getattr(back, name) == getattr(lost, name)
+    assert (back.model, back.seconds, back.inspect_budget) == ("base", 2.5, lost.task.inspect_budget)
+
+
+def test_the_published_fields_are_there_and_no_time_of_day(tmp_path, lost):
+    traces.write_episode(tmp_path, lost, "base")
+    path = traces.trace_path(tmp_path, lost.task.task_id)
+    assert path.name == f"knapsack-{lost.task.task_id}.trace.json"
+    trace, result = read_json(path), read_json(traces.result_path(path))
+    assert set(trace) == {"started_at", "finished_at", "summary", "events", "knapsack"}
+    steps = [event["data"] for event in trace["events"] if event["type"] == "StepEvent"]
+    assert [step["turn"] for step in steps] == list(range(5)) and steps[0]["code"] is None
+    assert steps[1]["interpreter_result"] == {
+        "success": False, "result": None, "output": "", "error": "ZeroDivisionError: division by zero"
+    }  # fmt: skip
+    total = sum(step["token_usage"]["total_tokens"] for step in steps)
+    assert trace["summary"]["token_usage"]["total_tokens"] == total == lost.prompt_tokens + lost.completion_tokens
+    assert trace["started_at"] is None and {event["timestamp"] for event in trace["events"]} == {None}
+    assert result["status"] == "completed" and result["finished_at"] is None
+
+
+def test_equal_episodes_give_equal_bytes(tmp_path):
+    paths = []
+    for name in ("a", "b"):
+        traces.write_episode(tmp_path / name, scripted.play(scripted.small_task(), "persistent", LOST), "base")
+        paths.append(traces.trace_path(tmp_path / name, scripted.small_task().task_id))
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_replay_repeats_score_errors_and_calls(tmp_path, lost):
+    finished = scripted.play(lost.task, lost.kind, scripted.persistent_texts())
+    stopped = scripted.play(lost.task, lost.kind, LOST[:3], max_turns=3)
+    for recorded in (lost, finished, stopped):
+        traces.write_episode(tmp_path, recorded, "base")
+        trace = traces.read_trace(traces.trace_path(tmp_path, lost.task.task_id))
+        assert traces.differences(trace, traces.replay(lost.task, trace)) == []
+
+
+def test_replay_of_an_episode_that_ran_out_of_context(tmp_path):
+    count = iter(range(9))
+
+    def reply(messages):
+        if next(count) == 2:
+            raise ContextFull("4100 tokens do not fit in 4096")
+        return Reply(scripted.block("x = list_items()"), 5, 5)
+
+    recorded = run_alone(episode(scripted.small_task(), "persistent", EpisodeSettings(9)), reply)
+    traces.write_episode(tmp_path, recorded, "base")
+    trace = traces.read_trace(traces.trace_path(tmp_path, recorded.task.task_id))
+    assert (trace.finish_reason, trace.error) == ("error", "4100 tokens do not fit in 4096")
+    again = traces.replay(recorded.task, trace)
+    assert traces.differences(trace, again) == [] and again.error == trace.error
+
+
+def test_differences_names_what_changed(lost):
+    other = scripted.play(lost.task, lost.kind, ["nothing"], 2)
+    text = " ".join(traces.differences(lost, other))
+    assert "turns: 5 recorded, 2" in text and "turn 1" in text and "finish_reason" in text
+
+
+def test_episode_done_only_with_both_whole_files(tmp_path, lost):
+    name = lost.task.task_id
+    assert not traces.episode_done(tmp_path, name)
+    traces.write_episode(tmp_path, lost, "base")
+    assert traces.episode_done(tmp_path, name)
+    result = traces.result_path(traces.trace_path(tmp_path, name))
+    failed = read_json(result) | {"status": "error", "error": "no server", "result": None}
+    result.write_text(json.dumps(failed))
+    assert not traces.episode_done(tmp_path, name)
+    result.unlink()
+    assert not traces.episode_done(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("which", "damage", "complaint"),
+    [
+        ("trace", lambda text: text[: len(text) // 2], "not valid JSON"),
+        ("trace", lambda text: text.replace('"num_steps"', '"steps"'), "num_steps"),
+        ("trace", lambda text: text.replace('"num_steps": 5', '"num_steps": 4'), "5 steps follow"),
+        ("trace", lambda text: text.replace('"schema": 1', '"schema": 9'), "schema"),
+        ("result", lambda text: text[:-20], "not valid JSON"),
+        ("result", lambda text: text.replace('"score"', '"points"'), "score"),
+        ("result", lambda text: "[]", "not a JSON object"),
+    ],
+)
+def test_damage_names_file_field_and_remedy(tmp_path, lost, which, damage, complaint):
+    traces.write_episode(tmp_path, lost, "base")
+    path = traces.trace_path(tmp_path, lost.task.task_id)
+    file = path if which == "trace" else traces.result_path(path)
+    file.write_text(damage(file.read_text()))
+    for read in (lambda: traces.read_trace(path), lambda: traces.episode_done(tmp_path, lost.task.task_id)):
+        with pytest.raises(CorruptFileError, match=complaint) as error:
+            read()
+        assert str(file) in str(error.value) and "again" in str(error.value)
+
+
+@published
+def test_published_traces_are_read_and_replayed():
+    paths = sorted(EXAMPLES.glob("*/knapsack/*.trace.json"))
+    assert len(paths) == 4
+    for path in paths:
+        trace = traces.read_trace(path)
+        assert trace.model == trace.kind == path.parent.parent.name.split("_")[1]
+        assert trace.status == "completed" and 0 < trace.seconds < 1 and len(trace.turns) == 4
+        assert traces.rejection(trace) is None
+        task = Task.from_json(read_json(EXAMPLES / "easy" / "tasks" / "knapsack" / f"{trace.task_id}.json"))
+        listed = dataclasses.replace(task, items=dict(sorted(task.items.items())))  # their list_items sorts
+        again = traces.replay(listed, trace)
+        assert (again.score, again.metrics) == (trace.score, trace.metrics)
+
+
+def test_a_published_name_error_is_told_from_a_missing_binding(tmp_path, lost):
+    traces.write_episode(tmp_path / "base_stateless_easy", lost, "base")
+    path = traces.trace_path(tmp_path / "base_stateless_easy", lost.task.task_id)
+    trace = read_json(path)
+    del trace["knapsack"]  # as another program would have written it
+    trace["events"] = [event for event in trace["events"] if event["type"] != "UserObservationEvent"]
+    steps = [event["data"] for event in trace["events"] if event["type"] == "StepEvent"]
+    steps[2]["interpreter_result"]["error"] = "Traceback:\nNameError: name 'seen' is not defined"
+    steps[4]["interpreter_result"]["error"] = "NameError: name 'items' is not defined"
+    path.write_text(json.dumps(trace))
+    seen = [turn.observation for turn in traces.read_trace(path).turns]
+    assert seen[0] is None
+    assert [o.missing_binding for o in seen[1:]] == [False, True, False, False]
+    assert [o.name_error for o in seen[1:]] == [False, True, False, True]
+    assert seen[3].error_source == "cap" and seen[3].cap_hit
+
+
+def good(kind="persistent"):
+    return scripted.play(scripted.small_task(), kind, scripted.persistent_texts())
+
+
+def test_every_filter_rejects_for_its_own_reason():
+    task, tokenizer = scripted.small_task(), tiny_tokenizer()
+    take = scripted.block("import json\nseen = {}\n" + scripted.LOOK.format(batch=6) + scripted.TAKE.format(skip=0))
+    end = scripted.block("finish()")
+    assert traces.rejection(good()) is None
+    assert traces.rejection(good("stateless")) == "errors"  # two NameErrors in four turns
+    assert traces.rejection(scripted.play(task, "persistent", [end])) == "score"
+    assert traces.rejection(scripted.play(task, "persistent", [take, "Hm."], 3)) == "finish"
+    same = [scripted.block("print('waiting for one more look at these')")] * 3
+    again = scripted.block("print('waiting for one more look at these')\nfinish()")
+    assert traces.rejection(scripted.play(task, "persistent", [take, *same, again])) == "loop"
+    assert traces.rejection(scripted.play(task, "persistent", [take, *same, end])) is None
+    tools = [take, *[scripted.block("take_item('nothing')", f"Try {n}.") for n in range(3)], end]
+    assert traces.rejection(scripted.play(task, "persistent", tools)) is None  # a tool's error is not counted
+    length = len(prompts.render(traces.training_row(good())["messages"], tokenizer).input_ids)
+    assert traces.rejection(good(), tokenizer, max_tokens=length + 100) is None
+    assert traces.rejection(good(), tokenizer, max_tokens=length + 99) == "length"
+
+
+def test_a_pair_is_kept_only_if_both_pass():
+    both = scripted.play(scripted.small_task(), "stateless", scripted.stateless_texts(scripted.small_task()))
+    kept, reasons = traces.keep_pairs([good(), good()], [both, good("stateless")])
+    assert len(kept) == 1 and kept[0][1] is both
+    assert reasons == {"persistent": {}, "stateless": {"errors": 1}}
+    other = scripted.play(scripted.small_task(4), "stateless", LOST)
+    with pytest.raises(ValueError, match="same tasks"):
+        traces.keep_pairs([good()], [other])
+
+
+def test_training_rows_end_with_the_assistant_and_read_back(tmp_path, lost):
+    row = traces.training_row(lost)
+    assert [m["role"] for m in row["messages"]] == ["system", "user", *["assistant", "user"] * 4, "assistant"]
+    path = tmp_path / "training" / "traces.jsonl"
+    traces.write_rows(path, [row, traces.training_row(good())])
+    assert traces.read_rows(path) == [row, traces.training_row(good())]
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda text: text[:-30], "within line 2"),
+        (lambda text: "", "empty"),
+        (lambda text: text.replace('"messages"', '"message"', 1), "line 1"),
+        (lambda text: text.replace('"role": "system"', '"role": "user"'), "line 1"),
+        (lambda text: "{}\n" + text, "line 1"),
+    ],
+)
+def test_damaged_rows_name_file_and_line(tmp_path, damage, complaint):
+    path = tmp_path / "traces.jsonl"
+    traces.write_rows(path, [traces.training_row(good())] * 2)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(CorruptFileError, match=complaint) as error:
+        traces.read_rows(path)
+    assert "traces.jsonl" in str(error.value)
