@@ -132,7 +132,7 @@ def prepare(run: Run, steps: list[Step], fresh: bool) -> None:
         return
     for step in steps:
         recorded = manifest.get(step.name, {}).get("parameters", {}) if step.name != RECOMPUTED else {}
-        for name in sorted(recorded.keys() & step.parameters.keys() - {"run_folder"}):
+        for name in sorted(recorded.keys() & step.parameters.keys() - {"run_folder", "processes"}):
             if recorded[name] != step.parameters[name]:
                 change = f"{step.name} was run with {name} = {recorded[name]!r}, now {step.parameters[name]!r}"
                 raise ValueError(f"{run.folder}: {change}: choose another folder with --out, or add --fresh")
@@ -167,7 +167,7 @@ def execute(step: Step, target: Path, log: bool) -> str | None:
     except DeadKernelError:
         return f"{step.name}: its kernel died, most likely for want of memory\nThe executed notebook: {target}"
     except OSError as error:
-        return f"{step.name} was stopped: {error}; free or unlock the disk, then the same command resumes"
+        return f"{step.name} was stopped: {error}; free or unlock the disk of {target}, then the same command resumes"
     except KeyboardInterrupt:
         step.status = "interrupted"
         logging.getLogger("asyncio").disabled = True  # else it prints the traceback of the abandoned cell

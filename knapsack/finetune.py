@@ -40,9 +40,9 @@ class Recipe:
     alpha: int = _within(64, 1, 4096)
     dropout: float = _within(0.0, 0.0, 0.9)
     target_modules: tuple[str, ...] = LINEAR
-    learning_rate: float = _within(6e-4, 1e-7, 1.0)  # of AdamW
+    learning_rate: float = _within(8e-4, 1e-7, 1.0)  # of AdamW
     epochs: float = _within(1.0, 0.01, 100.0)
-    batch_tokens: int = _within(4096, 16, 10_000_000)  # of a batch, padding counted; a longer row is a batch of its own
+    batch_tokens: int = _within(2048, 16, 10_000_000)  # of a batch, padding counted; a longer row is a batch of its own
     batch_rows: int = _within(64, 1, 10_000)  # of a batch at most
     accumulation: int = _within(1, 1, 10_000)  # batches per optimizer step
     warmup: float = _within(0.03, 0.0, 0.99)  # share of the steps

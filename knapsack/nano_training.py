@@ -173,7 +173,11 @@ choices are free (wording, names, batch sizes), and for {copy_accuracy:.1%} of t
 def write_card(folder: Path) -> None:
     """Write ``README.md`` beside the model from its ``training.json``."""
     record = read_json(folder / "training.json")
-    accuracies, last, toys = record["first_choice_accuracy_held_out"], record["history"][-1], record["arguments"]["toys"]
+    accuracies, last, toys = (
+        record["first_choice_accuracy_held_out"],
+        record["history"][-1],
+        record["arguments"]["toys"],
+    )
     text = CARD.format(
         **record,
         minutes=last["seconds"] / 60,

@@ -6,6 +6,7 @@
 #       extension: .py
 #       format_name: percent
 #       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -26,7 +27,7 @@
 run_folder: str = "runs/nano"  # where this run's files go, below the checkout
 seed: int = 0  # everything random in this run follows from it
 n_train: int = 600  # training tasks to play, from notebook 01
-n_pairs: int = 400  # pairs to keep for training, of those that pass the filters
+n_pairs: int = 450  # pairs to keep for training, of those that pass the filters
 max_turns: int = 40  # turns per episode at most
 max_tool_calls: int = 25  # tool calls per turn at most
 prompt_detail: str = "compact"  # compact (scale model) or full (language models)
@@ -95,11 +96,11 @@ for kind in KINDS:
 
 # %%
 tokenizer = models.load_tokenizer(base)
-kept, reasons = traces.keep_pairs(
-    played["persistent"], played["stateless"], tokenizer=tokenizer, max_tokens=max_tokens
-)
+kept, reasons = traces.keep_pairs(played["persistent"], played["stateless"], tokenizer=tokenizer, max_tokens=max_tokens)
 if len(kept) < n_pairs:
-    raise ValueError(f"n_pairs = {n_pairs}, but only {len(kept)} of {n_train} pairs pass: raise n_train or lower n_pairs")
+    raise ValueError(
+        f"n_pairs = {n_pairs}, but only {len(kept)} of {n_train} pairs pass: raise n_train or lower n_pairs"
+    )
 yield_table = pd.DataFrame(reasons).fillna(0).astype(int).rename_axis("rejected for")
 display(yield_table)
 display(Markdown(f"**{len(kept)} of {n_train} pairs pass** ({len(kept) / n_train:.0%}); the first {n_pairs} are used."))

@@ -47,7 +47,11 @@ def test_text_cannot_act_as_a_control_token(tokenizer):
 
 
 def test_chat_template_is_the_rendering_that_is_trained_on(tokenizer):
-    messages = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]
+    messages = [
+        {"role": "system", "content": "a"},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "c"},
+    ]
     for reply_follows in (False, True):
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply_follows)
         assert tokenizer.decode(prompts.render(messages, tokenizer, reply_follows).input_ids) == text
@@ -73,7 +77,9 @@ def test_only_the_persistent_style_in_a_stateless_runtime_meets_missing_names(to
 
 def test_copy_exercises_ask_for_what_they_show():
     for seed in range(40):
-        for message in nano_curriculum.copy_exercise(seed, ["alpha", " beta", "gamma", "delta", "eta", "zeta", "theta", "iota"]):
+        for message in nano_curriculum.copy_exercise(
+            seed, ["alpha", " beta", "gamma", "delta", "eta", "zeta", "theta", "iota"]
+        ):
             assert message["role"] in ("user", "assistant") and message["content"]
     first = nano_curriculum.copy_exercise(7, ["a", "b", "c", "d", "e", "f", "g", "h"])
     assert first == nano_curriculum.copy_exercise(7, ["a", "b", "c", "d", "e", "f", "g", "h"])
@@ -109,10 +115,15 @@ def test_the_shipped_base_is_small_and_says_how_it_was_made():
 def test_the_shipped_base_copies_a_long_record_exactly(tokenizer):
     model = AutoModelForCausalLM.from_pretrained(nano.base_folder())
     source = random.Random(1)
-    records = {pool_id(k): (source.randint(5, 50), source.randint(10, 500), source.choice("ABC")) for k in source.sample(range(1024), 40)}
+    records = {
+        pool_id(k): (source.randint(5, 50), source.randint(10, 500), source.choice("ABC"))
+        for k in source.sample(range(1024), 40)
+    }
     shown = json.dumps({"output": f"have 40\nseen = {records}\n", "error": None})
     written = f"Have 40. I restore all.\n```python\nseen = {records}\n```"
-    rendered = prompts.render([{"role": "user", "content": shown}, {"role": "assistant", "content": written}], tokenizer)
+    rendered = prompts.render(
+        [{"role": "user", "content": shown}, {"role": "assistant", "content": written}], tokenizer
+    )
     with torch.no_grad():
         choice = model(torch.tensor([rendered.input_ids])).logits[0, :-1].argmax(-1)
     learned = torch.tensor(rendered.labels[1:]) != -100

@@ -19,6 +19,8 @@ SMALLEST = {
     "max_turns": 8,
     "max_new_tokens": 48,
     "rank": 2,
+    "epochs": 3.0,
+    "warmup": 0.0,  # with warm-up, the first of so few steps would have a learning rate of 0
     "n_resamples": 50,
     "processes": 1,
 }

@@ -77,7 +77,10 @@ def test_same_seed_gives_the_same_words_and_another_seed_others():
     task = sample_task(3, KnapsackConfig.nano_easy())
 
     def texts(seed):
-        return [turn.text for turn in run_alone(episode(task, "stateless", COMPACT), RuleTeacher(task, "stateless", seed)).turns]
+        return [
+            turn.text
+            for turn in run_alone(episode(task, "stateless", COMPACT), RuleTeacher(task, "stateless", seed)).turns
+        ]
 
     assert texts(5) == texts(5)
     assert len({tuple(texts(seed)) for seed in range(4)}) > 1
@@ -85,7 +88,9 @@ def test_same_seed_gives_the_same_words_and_another_seed_others():
 
 def test_the_teacher_does_not_see_what_is_hidden():
     task = sample_task(3, KnapsackConfig.nano_easy())
-    other = replace(sample_task(4, KnapsackConfig.nano_easy()), capacity=task.capacity, inspect_budget=task.inspect_budget)
+    other = replace(
+        sample_task(4, KnapsackConfig.nano_easy()), capacity=task.capacity, inspect_budget=task.inspect_budget
+    )
     conversation = next(episode(task, "persistent", COMPACT))
     assert RuleTeacher(task, "persistent", 1)(conversation) == RuleTeacher(other, "persistent", 1)(conversation)
 
