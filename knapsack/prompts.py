@@ -164,7 +164,7 @@ def render(messages: list[Message], tokenizer, reply_follows: bool = False) -> R
         raise ValueError("the tokenizer has no <|im_start|> and <|im_end|> tokens; use a ChatML model such as Qwen3")
 
     def plain(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
     newline = plain("\n")
     input_ids: list[int] = []

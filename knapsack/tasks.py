@@ -92,8 +92,8 @@ class KnapsackConfig:
 
     @classmethod
     def nano_hard(cls) -> "KnapsackConfig":
-        """Hard's classes, weights, values and ratios on 45 to 60 items, which fits the scale model's context."""
-        return cls((45, 60), (5, 50), (10, 500), 26, 5, (0.4, 0.6), id_pool=1024)
+        """Hard's classes, weights, values and ratios on 40 to 50 items, which fits the scale model's context."""
+        return cls((40, 50), (5, 50), (10, 500), 26, 5, (0.4, 0.6), id_pool=1024)
 
 
 PRESETS = {

@@ -139,7 +139,8 @@ gap = abs(means["normalized optimality"].diff().iloc[-1])
 display(
     Markdown(
         f"A stateless trace is **{ratio['trace tokens']:.1f} ×** as long as its persistent twin "
-        f"(the paper's teacher: 2.3 ×), and an episode costs {ratio['episode tokens']:.1f} × the tokens (paper: 3.0 ×), "
+        f"(the paper's teacher: 2.3 ×), and an episode costs {ratio['episode tokens']:.1f} × the tokens "
+        "(the paper's: 3.0 ×), "
         f"while mean normalized optimality differs by {gap:.3f}. Trained on equally many *episodes*, the stateless "
         "model therefore reads more *tokens*: a confound that the paper names too."
     )

@@ -155,8 +155,9 @@ def sentences(p_score, s_score, ps_missing, sp_tokens, base_score):
 
 
 def test_sentences_follow_the_numbers():
-    quality, missing, tax, base, teacher = sentences(0.7, 0.7, 32, 3500, 0.02)
+    quality, crossed, missing, tax, base, teacher = sentences(0.7, 0.7, 32, 3500, 0.02)
     assert "not significant, as in the paper" in quality and "stay possible" in quality
+    assert "significant, unlike version 1" in crossed
     assert "80%" in missing and "in line with" in missing
     assert "the tax is there" in tax and "in line with" in tax
     assert "as in the paper" in base
@@ -164,11 +165,13 @@ def test_sentences_follow_the_numbers():
 
 
 def test_sentences_also_say_the_opposite():
-    quality, missing, tax, base, _ = sentences(0.8, 0.4, 0, 600, 0.5)
+    quality, _, missing, tax, base, _ = sentences(0.8, 0.4, 0, 600, 0.5)
     assert "significant in favour of P→P, unlike the paper" in quality
     assert "does not show the paper's effect" in missing
     assert "the opposite" in tax
     assert "unlike the paper's base" in base
-    quality, missing, tax, _, _ = sentences(0.4, 0.8, 40, 1010, 0.5)
+    quality, _, missing, tax, _, _ = sentences(0.4, 0.8, 40, 1010, 0.5)
     assert "in favour of S→S" in quality and "more than" in missing and "the interval holds 1" in tax
+    assert "not significant, as in version 1" in sentences(0.0, 0.4, 40, 1010, 0.5)[1]
+    assert "better away from home" in sentences(-0.5, 0.4, 40, 1010, 0.5)[1]
     assert not any("equal" in text for text in sentences(0.7, 0.7, 32, 3500, 0.02))
