@@ -20,6 +20,7 @@ from pathlib import Path
 from knapsack import nano, prompts
 from knapsack.files import CorruptFileError, read_json, write_json
 
+WIDTH_STEP = 128  # batches are filled up to multiples of so many tokens: kernels are kept in memory for every shape
 BACKENDS = ("peft",)
 SCHEDULERS = ("cosine", "linear", "constant_with_warmup")
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # all of a Qwen3 layer
@@ -344,7 +345,8 @@ def _collator(pad_token_id: int):
 
     def fill(rows: list[list[int]], value: int) -> torch.Tensor:
         tensors = [torch.tensor(row) for row in rows]
-        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+        joined = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+        return torch.nn.functional.pad(joined, (0, -joined.shape[1] % WIDTH_STEP), value=value)
 
     def collate(batches: list[dict]) -> dict:
         (batch,) = batches

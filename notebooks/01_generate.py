@@ -38,6 +38,7 @@ train_config: str = "nano_easy"  # what training tasks look like
 import time
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 
@@ -261,7 +262,8 @@ scores = pd.DataFrame(rows)
 # %%
 figure, axes = plt.subplots(figsize=(8, 2.8))
 shown = {"x": "normalized optimality", "y": "way", "ax": axes}
-sns.swarmplot(scores, **shown, hue="way", palette="colorblind", size=4, legend=False)
+np.random.seed(seed)  # of the jitter
+sns.stripplot(scores, **shown, hue="way", palette="colorblind", size=4, alpha=0.6, jitter=0.25, legend=False)
 diamonds = {"color": "black", "linestyle": "none", "marker": "D", "markersize": 6}
 sns.pointplot(scores, **shown, **diamonds, seed=seed, label="mean with 95 % bootstrap interval")
 axes.set(ylabel="", xlim=(-0.03, 1.03))
