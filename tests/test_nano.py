@@ -98,9 +98,9 @@ def test_the_structured_start_copies_before_any_training(tokenizer):
 def test_training_lowers_the_loss(tokenizer):
     rows = nano_training.make_rows(tokenizer, ["alpha", " beta", "gamma", "delta", "eta", "zeta"], 0, 12, 0.0, None)
     model = nano.new_model(tokenizer, 0)
-    before = float(nano_training.loss_of(model, rows))
+    before = nano_training.loss_of(model, rows).item()
     nano_training.train(model, rows, 20_000, batch_tokens=2000, rate=1e-3, seed=0, save=lambda: None)
-    assert float(nano_training.loss_of(model, rows)) < 0.8 * before
+    assert nano_training.loss_of(model, rows).item() < 0.8 * before
 
 
 def test_the_shipped_base_is_small_and_says_how_it_was_made():
