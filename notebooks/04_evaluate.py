@@ -33,12 +33,12 @@ models: list[str] = ["base", "persistent", "stateless"]  # who plays; the teache
 runtimes: list[str] = ["persistent", "stateless"]  # where
 splits: list[str] = ["easy", "hard"]  # on which tasks
 temperature: float = 0.2  # of sampling; 0 is greedy
-max_new_tokens: int = 640  # tokens a reply may have
+max_new_tokens: int = 512  # tokens a reply may have
 context_length: int = 3328  # tokens a conversation may have; a longer one ends the episode, which is scored
-max_turns: int = 40  # replies an episode may have
+max_turns: int = 20  # replies an episode may have
 max_tool_calls: int = 25  # tool calls a turn may make
 prompt_detail: str = "compact"  # "compact" or "full" prompts, as in the training traces
-slots: int = 32  # conversations answered at once by one process
+slots: int = 50  # conversations answered at once by one process
 processes: int = 2  # processes that each play one cell
 
 # %%
