@@ -1,7 +1,7 @@
 """The scale model: a Qwen3-architecture language model small enough to train and run on two CPU cores.
 
 This module holds its tokenizer, its architecture and its initial weights; ``nano_training`` makes the base that
-is shipped in ``nano_base/``. Sizes were chosen in ``benchmarks/`` runs; nothing here is from the paper.
+is shipped in ``nano_base/``. Its sizes are ours, chosen to fit two cores; nothing here is from the paper.
 """
 
 import math
