@@ -1,4 +1,4 @@
-"""Makes the scale model's base: ``python -m knapsack.nano_training`` (its duration on the machine that made it: see training.json).
+"""Makes the scale model's base: ``python -m knapsack.nano_training`` (how long it took: see its training.json).
 
 The base learns from ``nano_curriculum`` alone; the loss counts the assistant's tokens. Weights are bfloat16 with
 float32 masters in the optimiser, because matrix products in float32 are many times slower on current CPUs.
