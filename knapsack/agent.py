@@ -10,10 +10,9 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 
-import pydantic_monty
-
 from knapsack import prompts
 from knapsack.environment import KnapsackEnvironment
+from knapsack.interpreters import InterpreterPool
 from knapsack.prompts import Detail, Message
 from knapsack.runtime import MAX_TOOL_CALLS, Kind, Observation, Runtime
 from knapsack.tasks import Task
@@ -95,7 +94,7 @@ def episode(
     task: Task,
     kind: Kind,
     settings: EpisodeSettings,
-    pool: pydantic_monty.Monty | None = None,
+    pool: InterpreterPool | None = None,
 ) -> Generator[list[Message], Reply, Episode]:
     """Play one episode: yields the conversation so far, is sent the next Reply, returns the Episode."""
     environment = KnapsackEnvironment(task)
@@ -114,6 +113,8 @@ def episode(
             code, problem = code_block(text)
             observation = None
             if code is None:
+                runtime.skip_turn()
+                active = active if kind == "persistent" else ()
                 messages.append(prompts.protocol_error_message(problem, kind, active))
             else:
                 observation = runtime.run(code)
@@ -129,14 +130,15 @@ def episode(
 
 
 def run_alone(play: Generator[list[Message], Reply, Episode], reply: Callable[[list[Message]], Reply]) -> Episode:
-    """Drive one episode with a function from conversation to Reply."""
+    """Drive one episode with a function from conversation to Reply; what that raises is raised in the episode, which
+    ContextFull ends, scored, and anything else ends unscored."""
     try:
         messages = next(play)
         while True:
             try:
                 answer = reply(messages)
-            except ContextFull as full:
-                messages = play.throw(full)
+            except Exception as error:
+                messages = play.throw(error)
             else:
                 messages = play.send(answer)
     except StopIteration as stop:

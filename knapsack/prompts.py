@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from knapsack.runtime import Kind, Observation
+from knapsack.runtime import KINDS, Kind, Observation
 from knapsack.tasks import Task
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -17,6 +17,7 @@ DETAILS: tuple[Detail, ...] = ("full", "compact")
 
 NO_CODE = "ProtocolError: the reply holds no python code block; write exactly one"
 MANY_CODE = "ProtocolError: the reply holds {count} code blocks; write exactly one"
+CARRIED = "the tool call limit cut this turn short: its names stay bound for the next turn, and only for it"
 
 _RUNTIME_FULL = {
     "persistent": """Runtime: persistent.
@@ -105,7 +106,8 @@ budget = {budget}"""
 
 
 def opening(task: Task, kind: Kind, max_tool_calls: int, detail: Detail = "full") -> list[Message]:
-    """The system and task messages that start an episode."""
+    """The system and task messages that start an episode. The carry-over kinds are introduced as stateless."""
+    kind = kind if kind in KINDS else "stateless"
     if detail not in DETAILS:
         raise ValueError(f"prompt detail {detail!r}: needs one of {DETAILS}")
     facts = {
@@ -123,16 +125,23 @@ def opening(task: Task, kind: Kind, max_tool_calls: int, detail: Detail = "full"
 
 
 def observation_message(observation: Observation, kind: Kind) -> Message:
-    """What the agent sees after a turn: output, error, and the runtime's state (paper, section 3)."""
+    """What the agent sees after a turn: output, error, and the runtime's state (paper, section 3).
+
+    The two carry-over kinds look stateless; the announced one says which names the cap left for one more turn.
+    """
+    carries = kind not in KINDS
+    announced = kind == "carry-over-announced" and observation.active_globals
     content = {
         "output": observation.output,
         "error": observation.error,
         "runtime_state": {
-            "runtime": kind,
-            "active_globals": list(observation.active_globals),
+            "runtime": "stateless" if carries else kind,
+            "active_globals": list(observation.active_globals) if announced or not carries else [],
             "last_step_globals": list(observation.last_step_globals),
         },
     }
+    if announced:
+        content["runtime_state"]["note"] = CARRIED
     return {"role": "user", "content": json.dumps(content, ensure_ascii=False)}
 
 

@@ -1,43 +1,36 @@
-"""The two interpreters under comparison, and the only place where model-written code runs.
+"""The interpreters under comparison: what a block of code finds bound, and what the agent is told of it.
 
-Code runs in pydantic-monty, a Python interpreter in a separate worker process that has no files, network,
-environment or processes of the host. Its clock stands still and its random numbers are seeded: what a block does
-depends on the code, the names bound before and the tools, so that a recorded episode can be replayed.
+A *persistent* runtime keeps one namespace for the episode; a *stateless* one starts every turn with an empty one, so
+that only the tools' own state survives (paper, section 3). *Carry-over* (paper v3) is stateless, but the namespace
+that the tool-call cap cut short is there for one more turn; silently, or announced in the observation.
 
-A *persistent* runtime keeps one session for the episode; a *stateless* one starts a fresh session for every
-turn, so that only the tools' own state survives (paper, section 3).
+Model-written code runs in ``interpreters`` alone, and this module is the only one that hands it over.
 """
 
 import ast
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Literal, Self
 
-import pydantic_monty
+from knapsack.interpreters import ENGINES, Engine, InterpreterError, InterpreterPool, interpreter_pool
 
-Kind = Literal["persistent", "stateless"]
-KINDS: tuple[Kind, ...] = ("persistent", "stateless")
+__all__ = ["ENGINES", "KINDS", "RUNTIME_KINDS", "InterpreterError", "Observation", "Runtime", "interpreter_pool"]
+
+Kind = Literal["persistent", "stateless", "carry-over", "carry-over-announced"]
+KINDS: tuple[Kind, ...] = ("persistent", "stateless")  # the two that models are trained for
+RUNTIME_KINDS: tuple[Kind, ...] = (*KINDS, "carry-over", "carry-over-announced")
 
 MAX_TOOL_CALLS = 25  # per turn (paper, section 3)
-TIME_LIMIT = 5.0  # seconds of sandboxed execution a turn
-MEMORY_LIMIT = 256 * 1024 * 1024  # bytes a session
+TIME_LIMIT = 5.0  # seconds of execution a turn
 OUTPUT_LIMIT = 20_000  # characters of printed output shown; longer output is cut and says so
-RECURSION_LIMIT = 500
 MAX_REFUSED = 1_000  # further calls a turn may try: ends loops that catch the cap's error, whose time is the host's
-CLOCK = datetime(2026, 1, 1, tzinfo=UTC)
 
-_UNSHOWN = "[the last value is too large or too strange to show; print what you need]"
 _UNDEFINED = re.compile(r"name '(\w+)' is not defined")
 
 
 class ToolCallLimitError(RuntimeError):
     """A turn made more tool calls than the cap allows."""
-
-
-class InterpreterError(RuntimeError):
-    """No interpreter could be had (no free worker, no program to start): not the model's doing, never scored."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +64,6 @@ class Observation:
         return self.error_type == "NameError"
 
 
-def interpreter_pool(workers: int = 1, checkout_timeout: float = 60.0) -> pydantic_monty.Monty:
-    """Worker processes to share between runtimes; use as a context manager.
-
-    A worker serves one live session at a time, so this many persistent episodes can be open at once; one more
-    waits ``checkout_timeout`` seconds for a free worker and then fails with InterpreterError.
-    """
-    return pydantic_monty.Monty(
-        min_processes=1, max_processes=workers, checkout_timeout=checkout_timeout, request_timeout=4 * TIME_LIMIT
-    )
-
-
 @dataclass
 class _Turn:
     """Counts of the running turn, written by the tools."""
@@ -99,7 +81,7 @@ class _Printed:
         self.parts: list[str] = []
         self.size = 0
 
-    def __call__(self, stream: str, text: str) -> None:
+    def __call__(self, text: str) -> None:
         if self.size <= self.limit:
             self.parts.append(text[: self.limit + 1 - self.size])
             self.size += len(self.parts[-1])
@@ -112,9 +94,10 @@ class _Printed:
 class Runtime:
     """Runs the blocks of one episode; use as a context manager.
 
-    ``kind`` is "persistent" or "stateless", ``tools`` maps names to callables that the code may call, and
-    ``pool`` (from ``interpreter_pool``) saves starting a worker for every episode. Raises ValueError for
-    another kind or a cap below 1.
+    ``kind`` is one of RUNTIME_KINDS, ``tools`` maps names to callables that the code may call, ``time_limit`` is in
+    seconds a block and ``output_limit`` in characters. ``pool`` (from ``interpreter_pool``) saves starting an
+    interpreter for every episode and brings its engine; without it, ``engine`` names one of ENGINES. Raises
+    ValueError for another kind or engine or a cap below 1.
     """
 
     def __init__(
@@ -124,29 +107,25 @@ class Runtime:
         max_tool_calls: int = MAX_TOOL_CALLS,
         time_limit: float = TIME_LIMIT,
         output_limit: int = OUTPUT_LIMIT,
-        pool: pydantic_monty.Monty | None = None,
+        pool: InterpreterPool | None = None,
+        engine: Engine = "monty",
     ):
-        if kind not in KINDS:
-            raise ValueError(f"runtime kind {kind!r}: needs one of {KINDS}")
+        if kind not in RUNTIME_KINDS:
+            raise ValueError(f"runtime kind {kind!r}: needs one of {RUNTIME_KINDS}")
         if max_tool_calls < 1:
             raise ValueError(f"max_tool_calls = {max_tool_calls}: needs at least 1")
         self.kind = kind
         self.max_tool_calls = max_tool_calls
+        self.time_limit = time_limit
         self.output_limit = output_limit
-        self._limits = {
-            "max_feed_duration_secs": time_limit,
-            "max_memory": MEMORY_LIMIT,
-            "max_recursion_depth": RECURSION_LIMIT,
-            "max_suspensions": 1_000_000,  # a session; refused calls must stay catchable
-        }
         self._tools = {name: self._counted(name, tool) for name, tool in tools.items()}
         self._own_pool = pool is None
-        self._pool = interpreter_pool() if pool is None else pool
+        self._pool = interpreter_pool(engine=engine) if pool is None else pool
         self._session = None
         self._turn = _Turn()
         self._turns = 0
         self._ever_bound: set[str] = set()
-        self._active: tuple[str, ...] = ()
+        self._carried: frozenset[str] = frozenset()  # names that a cut turn left for the next one
 
     def __enter__(self) -> Self:
         if self._own_pool:
@@ -161,49 +140,27 @@ class Runtime:
     def run(self, code: str) -> Observation:
         """Run one block and report what happened. Never raises for what the code did.
 
-        Raises InterpreterError if the sandbox itself failed.
+        Raises InterpreterError if the interpreter failed or could not be started.
         """
         self._turn = _Turn()
-        session = self._open_session()
         self._turns += 1
+        if self._session is None:
+            self._session = self._pool.open(self._tools, self.time_limit, seed=self._turns)
         printed = _Printed(self.output_limit)
-        error_type = error_text = None
-        too_long = f"more than {self._limits['max_feed_duration_secs']:g} s"
-        lost = False  # a session stopped half-way gives no guarantees about its heap
-        try:
-            step = session.feed_start(code, external_lookup=self._tools, print_callback=printed)
-            calls = 0
-            while not isinstance(step, pydantic_monty.MontyComplete) and calls < self.max_tool_calls + MAX_REFUSED:
-                step = step.resume_auto()
-                calls += 1
-            if not isinstance(step, pydantic_monty.MontyComplete):
-                lost, error_type, error_text = True, "TimeoutError", f"more than {calls:,} tool calls tried"
-            elif step.output is not None:
-                printed("stdout", _shown(step.output, self.output_limit) + "\n")
-        except pydantic_monty.MontyCrashedError as error:
-            lost, error_type = True, "TimeoutError" if error.timed_out else "MemoryError"
-            error_text = too_long if error.timed_out else "the interpreter died"
-        except (pydantic_monty.MontyRuntimeError, pydantic_monty.MontySyntaxError) as error:
-            error_type, _, error_text = error.display("type-msg").partition(": ")
-            if error_text.startswith("feed time limit"):
-                lost, error_type, error_text = True, "TimeoutError", too_long
-        except pydantic_monty.MontyError as error:
-            error_type, error_text = type(error).__name__, str(error)
-        except (TypeError, ValueError):  # a last value that has no counterpart on this side
-            printed("stdout", _UNSHOWN + "\n")
-        except (TimeoutError, RuntimeError, OSError) as error:
-            raise InterpreterError(f"the sandbox failed: {error!r}") from error
-        names = None if lost else self._bound_names(session)
-        if names is None:
-            lost, error_type = True, error_type or "MemoryError"
-            error_text = f"{error_text or 'no memory left'}; the interpreter was restarted, its names are gone"
-        bound = names or ()
-        if lost or self.kind == "stateless":
+        outcome = self._session.run(code, printed, self.max_tool_calls + MAX_REFUSED)
+        error_type, error_text, lost = outcome.error_type, outcome.error_text, outcome.names is None
+        if lost:
+            error_text = f"{error_text}; the interpreter was restarted, its names are gone"
+        bound = tuple(sorted((outcome.names or frozenset()) - self._tools.keys()))
+        keeps = self.kind == "persistent" or (self.kind != "stateless" and self._turn.cap_hit)
+        if lost or not keeps:
             self._close_session()
+        elif self.kind != "persistent":  # a second cut in a row: what this turn did not bind has had its turn
+            bound = self._without(self._carried - _stored_names(code), bound)
+        self._carried = frozenset(bound if keeps else ())
         undefined = _UNDEFINED.search(error_text or "") if error_type == "NameError" else None
         missing = undefined is not None and undefined.group(1) in self._ever_bound
         self._ever_bound.update(_stored_names(code) if lost else bound)
-        self._active = bound if self.kind == "persistent" else ()
         return Observation(
             output=printed.text,
             error_type=error_type,
@@ -213,8 +170,20 @@ class Runtime:
             cap_hit=self._turn.cap_hit,
             missing_binding=missing,
             last_step_globals=bound,
-            active_globals=self._active,
+            active_globals=bound if keeps else (),
         )
+
+    def skip_turn(self) -> None:
+        """A turn without a code block: it too is the one turn for which carry-over keeps what the cap cut short."""
+        if self.kind != "persistent":
+            self._close_session()
+
+    def _without(self, stale: set[str], bound: tuple[str, ...]) -> tuple[str, ...]:
+        """Unbind ``stale`` names; ``del`` is not in every engine, but an exception's handler unbinds its name too."""
+        if stale:
+            code = "\n".join(f"try:\n    1 / 0\nexcept BaseException as {name}:\n    pass" for name in sorted(stale))
+            self._session.run(code, lambda text: None, 0)
+        return tuple(name for name in bound if name not in stale)
 
     def _source(self, error_text: str | None) -> str:
         if self._turn.cap_hit and error_text == self._cap_text:
@@ -239,67 +208,14 @@ class Runtime:
 
         return call
 
-    def _open_session(self):
-        if self._session is None:
-            try:
-                policy = {"datetime": CLOCK, "sleep": "zero", "random_start": {"seed": self._turns}}
-                self._session = self._pool.checkout(limits=self._limits, os_policy=policy)
-                self._session.__enter__()
-            except (TimeoutError, RuntimeError, OSError, pydantic_monty.MontyError) as error:
-                self._session = None
-                raise InterpreterError(
-                    f"no interpreter could be started ({error}); open at most as many episodes as the pool has workers"
-                ) from error
-        return self._session
-
     def _close_session(self) -> None:
         if self._session is not None:
             session, self._session = self._session, None
-            session.__exit__(None, None, None)
-
-    def _bound_names(self, session) -> tuple[str, ...] | None:
-        """Names bound at top level but for the tools', in sorted order; None if the heap has no room to tell.
-
-        A block that rebinds ``locals`` itself hides its names: then those known from the turn before are given.
-        """
-        try:
-            function, names = session.feed_run("(locals, [*locals()])", print_callback=lambda stream, text: None)
-        except pydantic_monty.MontyRuntimeError as error:
-            return None if isinstance(error.exception(), MemoryError | TimeoutError) else self._active
-        except (pydantic_monty.MontyError, RuntimeError):
-            return None
-        except (TypeError, ValueError):
-            return self._active
-        if not isinstance(function, pydantic_monty.MontyStdTypeProxy):
-            return self._active
-        return tuple(sorted(name for name in names if name not in self._tools))
+            session.close()
 
 
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[:limit] + f"\n[output cut at {limit} characters]\n"
-
-
-def _shown(value: object, limit: int) -> str:
-    """``repr`` of the value of a block's last expression, unless it is longer than about ``limit`` characters.
-
-    The size is estimated first: a list of lists that share their items can be small there and endless here.
-    """
-    pending, size = [value], 0
-    while pending:
-        node = pending.pop()
-        parts = [*node, *node.values()] if isinstance(node, dict) else node
-        parts = [node.attributes] if isinstance(node, pydantic_monty.MontyClassProxy) else parts
-        if isinstance(parts, str | bytes | list | tuple | set | frozenset):
-            size += len(parts)
-        if isinstance(parts, list | tuple | set | frozenset) and size <= limit:
-            pending.extend(parts)
-        size += 1
-        if size > limit:
-            return _UNSHOWN
-    try:
-        return repr(value)
-    except (ValueError, RecursionError):  # an integer of more digits than Python writes, deep nesting
-        return _UNSHOWN
 
 
 def _stored_names(code: str) -> set[str]:

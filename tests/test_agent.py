@@ -117,6 +117,27 @@ def test_observation_shows_the_state_of_the_runtime(play, kind):
     assert shown(done, 0) == {"output": "", "error": None, "runtime_state": state}
 
 
+CUT = block("x = 1\nfor i in range(9):\n    list_items()")
+FEW = EpisodeSettings(max_turns=6, max_tool_calls=2, detail="compact")
+
+
+def test_carry_over_looks_stateless_and_only_the_announced_one_says_what_is_left(play):
+    silent, announced = (play(k, CUT, block("print(x)"), settings=FEW) for k in ("carry-over", "carry-over-announced"))
+    stateless = play("stateless", CUT, block("print(x)"), settings=FEW)
+    assert silent.messages[:4] == announced.messages[:3] + stateless.messages[3:4] == stateless.messages[:4]
+    assert shown(announced, 0)["runtime_state"]["active_globals"] == ["i", "x"]
+    assert "only for it" in shown(announced, 0)["runtime_state"]["note"]
+    assert shown(silent, 1)["output"] == shown(announced, 1)["output"] == "1\n"
+    assert "note" not in shown(announced, 1)["runtime_state"]
+    assert shown(silent, 2)["error"] == "NameError: name 'x' is not defined"
+
+
+def test_turn_without_code_is_the_one_turn_that_carry_over_lasts(play):
+    done = play("carry-over-announced", CUT, "I think.", block("print(x)"), settings=FEW)
+    assert shown(done, 1)["runtime_state"]["active_globals"] == []
+    assert done.turns[2].observation.missing_binding
+
+
 def test_finish_ends_the_episode_after_its_block(play):
     done = play("persistent", block("finish()\nprint('still here')\n1 / 0"), block("never()"))
     assert len(done.turns) == 1 and done.finish_reason == "finish_tool"
