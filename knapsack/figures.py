@@ -1,15 +1,19 @@
 """Four figures, each drawn from tables alone and saved as PNG, SVG and the CSV of what it shows.
 
 Colours are Okabe and Ito's, which readers with a colour-vision deficiency can tell apart; the runtime is told by
-marker and line style as well. Equal numbers give equal bytes.
+marker and line style as well. Equal numbers give equal bytes. Models, runtimes and splits that were not played take
+no room; a figure that has nothing to show raises NothingToShow.
 """
 
+import math
 import shutil
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
 import seaborn
+from IPython.display import Image, Markdown
 from matplotlib import rc_context, ticker
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
@@ -22,14 +26,18 @@ from knapsack.statistics import mean_interval, share_interval
 
 SINGLE, DOUBLE = 3.4, 7.0  # widths of one and two columns of a paper, inches
 COLOURS = {"base": "#555555", "persistent": "#0072B2", "stateless": "#D55E00", "teacher": "#009E73"}
-OTHER = "#CC79A7"  # models that a user adds
+OTHERS = ("#CC79A7", "#E69F00", "#56B4E9")  # models that a user adds
 SHORT = {"persistent": "P", "stateless": "S"}
-MARKERS = {"persistent": "o", "stateless": "s"}
-LINES = {"persistent": "-", "stateless": (0, (3, 1.5))}
-SHOWN_EPISODES = 3  # a mean over fewer episodes is in the data file, not in the plot
+MARKERS = dict(zip(RUNTIMES, "os^D", strict=True))
+LINES = dict(zip(RUNTIMES, ("-", (0, (3, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (1, 1.2))), strict=True))
+SHOWN_EPISODES = 3  # a mean over fewer episodes is in the data file, not in the plot, unless there are never more
 CELL = ["split", "model", "runtime"]
 
 Drawn = tuple[Figure, pd.DataFrame]
+
+
+class NothingToShow(ValueError):
+    """The tables hold nothing that this figure could show; the message is a sentence for the reader."""
 
 
 def style() -> dict:
@@ -42,7 +50,7 @@ def style() -> dict:
 
 def cell_name(model: str, runtime: str) -> str:
     """P→S stands for the persistent-trained model in the stateless runtime."""
-    return f"{SHORT.get(model, model)}→{SHORT[runtime]}"
+    return f"{SHORT.get(model, model)}→{SHORT.get(runtime, runtime)}"
 
 
 def _means(frame: pd.DataFrame, keys: list[str], quantities: tuple[str, ...], **seeded: int) -> pd.DataFrame:
@@ -60,25 +68,38 @@ def _means(frame: pd.DataFrame, keys: list[str], quantities: tuple[str, ...], **
 def _completed(episodes: pd.DataFrame) -> pd.DataFrame:
     done = episodes[episodes["status"] == "completed"]
     if done.empty:
-        raise ValueError("no cell has a completed episode: run notebook 04 first")
+        raise NothingToShow("No cell has a completed episode to show: run notebook 04 first, or see what went wrong.")
     return done
 
 
-def _note(figure: Figure, text: str, counts: pd.Series) -> None:
+def _note(figure: Figure, text: str, counts: pd.Series, unscored: int | None = None) -> None:
     n = f"{counts.min()}" if counts.nunique() == 1 else f"{counts.min()}–{counts.max()}"
-    figure.supxlabel(f"{text}; n = {n} episodes a cell.", fontsize=7, color="#444444")
+    rest = "" if unscored is None else f"; unscored: {unscored}"
+    figure.supxlabel(f"{text}; n = {n} episodes a cell{rest}.", fontsize=7, color="#444444")
 
 
-def _legend(figure: Figure, models: pd.Series, line: bool) -> None:
+def _present(known: tuple[str, ...], seen: pd.Series) -> list[str]:
+    """The names that occur, those we know in their order, then others."""
+    return [name for name in known if name in set(seen)] + sorted(set(seen) - set(known))
+
+
+def _colours(models: pd.Series) -> dict[str, str]:
+    return COLOURS | dict(zip(sorted(set(models) - set(COLOURS)), cycle(OTHERS), strict=False))
+
+
+def _legend(figure: Figure, data: pd.DataFrame, line: bool) -> None:
     """One legend for the figure: colours are models, marker and line style are runtimes."""
-    known = [m for m in MODELS if m in set(models)] + sorted(set(models) - set(MODELS))
-    label = {"persistent": "trained P", "stateless": "trained S"}
-    handles = [Line2D([], [], color=COLOURS.get(m, OTHER), lw=2.5, label=label.get(m, m)) for m in known]
-    for runtime in RUNTIMES:
+    label, colours = {"persistent": "trained P", "stateless": "trained S"}, _colours(data["model"])
+    handles = [
+        Line2D([], [], color=colours[model], lw=2.5, label=label.get(model, model))
+        for model in _present(MODELS, data["model"])
+    ]
+    for runtime in _present(RUNTIMES, data["runtime"]):
         face = "#222222" if runtime == "persistent" else "white"
         look = {"linestyle": LINES[runtime]} if line else {"linestyle": "", "marker": MARKERS[runtime]}
         handles.append(Line2D([], [], color="#222222", markerfacecolor=face, label=f"{runtime} runtime", **look))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.2, handlelength=2)
+    columns = math.ceil(len(handles) / math.ceil(len(handles) / 6))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2, handlelength=2)
 
 
 def _number(value: float) -> str:
@@ -90,40 +111,48 @@ def _number(value: float) -> str:
 
 def matrix(episodes: pd.DataFrame, **seeded: int) -> Drawn:
     """Training × runtime: mean normalized optimality and mean total tokens of every cell, per split."""
-    done = _completed(episodes[episodes["model"] != "teacher"])
-    data = _means(done, CELL, ("score", "total_tokens"), **seeded)
+    played = episodes[episodes["model"] != "teacher"]
+    data = _means(_completed(played), CELL, ("score", "total_tokens"), **seeded)
+    unscored = (played["status"] != "completed").groupby([played[name] for name in CELL]).sum()
+    data["unscored"] = unscored.loc[pd.MultiIndex.from_frame(data[CELL])].to_numpy()
     splits, models = list(dict.fromkeys(data["split"])), list(dict.fromkeys(data["model"]))
-    figure = Figure(figsize=(DOUBLE, 0.95 + 0.5 * len(models)), layout="constrained")
-    axes = figure.subplots(1, 2 * len(splits), squeeze=False)[0]
+    runtimes = _present(RUNTIMES, data["runtime"])
+    stacked = len(splits) * len(runtimes) > 4  # more would be too narrow side by side
+    rows, columns = (len(splits), 2) if stacked else (1, 2 * len(splits))
+    figure = Figure(figsize=(DOUBLE, 0.45 + rows * (0.5 + 0.5 * len(models))), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
     tokens = data["total_tokens"].clip(lower=1)
     looks = {
         "score": ("normalized optimality", "#0072B2", Normalize(0, 1.8)),
         "total_tokens": ("total tokens", "#D55E00", LogNorm(tokens.min() / 1.5, tokens.max() * 4)),
     }
+    blank = False
     for index, ax in enumerate(axes):
-        split, quantity = splits[index // 2], list(looks)[index % 2]
+        split, quantity, first = splits[index // 2], list(looks)[index % 2], index % columns == 0
         title, colour, norm = looks[quantity]
         part = data[data["split"] == split]
-        grid = part.pivot(index="model", columns="runtime", values=quantity).reindex(index=models, columns=RUNTIMES)
-        text = pd.DataFrame("", models, RUNTIMES)
+        grid = part.pivot(index="model", columns="runtime", values=quantity).reindex(index=models, columns=runtimes)
+        blank = blank or bool(grid.isna().any(axis=None))
+        text = pd.DataFrame("", models, runtimes)
         for row in part.to_dict("records"):
             mean, low, high = (_number(row[quantity + end]) for end in ("", "_low", "_high"))
             text.loc[row["model"], row["runtime"]] = f"{mean}\n{low}–{high}"
         look = {"cmap": seaborn.light_palette(colour, as_cmap=True), "norm": norm, "cbar": False, "linewidths": 1.5}
         font = {"fontsize": 7, "linespacing": 1.3, "color": "#111111"}
         seaborn.heatmap(grid, ax=ax, annot=text, fmt="", annot_kws=font, **look)
-        ax.set(title=f"{split}: {title}", xlabel="runtime", ylabel="trained on" if index == 0 else "")
+        ax.set(title=f"{split}: {title}", xlabel="runtime", ylabel="trained on" if first else "")
         ax.tick_params(length=0)
-        ax.set_yticklabels(models if index == 0 else [], rotation=0)
-        ax.set_xticklabels(RUNTIMES, rotation=0)
-    _note(figure, "Mean and 95 % bootstrap interval", data["n"])
+        ax.set_yticklabels(models if first else [], rotation=0)
+        ax.set_xticklabels([name.replace("over-", "over-\n") for name in runtimes], rotation=0)
+    text = "Mean and 95 % bootstrap interval" + ("; blank: no completed episode" if blank else "")
+    _note(figure, text, data["n"], int(unscored.sum()))
     return figure, data
 
 
 def cost_quality(episodes: pd.DataFrame, **seeded: int) -> Drawn:
     """Mean total tokens (log) against mean normalized optimality; rings are the teacher, the reference."""
     data = _means(_completed(episodes), CELL, ("score", "total_tokens"), **seeded)
-    splits = list(dict.fromkeys(data["split"]))
+    splits, colours = list(dict.fromkeys(data["split"])), _colours(data["model"])
     figure = Figure(figsize=(DOUBLE, 2.9), layout="constrained")
     axes = figure.subplots(1, len(splits), sharey=True, sharex=True, squeeze=False)[0]
     for ax, split in zip(axes, splits, strict=True):
@@ -131,7 +160,7 @@ def cost_quality(episodes: pd.DataFrame, **seeded: int) -> Drawn:
             reach = {}  # errorbar wants distances from the mean
             for axis, name in (("xerr", "total_tokens"), ("yerr", "score")):
                 reach[axis] = [[row[name] - row[f"{name}_low"]], [row[f"{name}_high"] - row[name]]]
-            teacher, colour = row["model"] == "teacher", COLOURS.get(row["model"], OTHER)
+            teacher, colour = row["model"] == "teacher", colours[row["model"]]
             face = "none" if teacher else colour if row["runtime"] == "persistent" else "white"
             look = {"fmt": MARKERS[row["runtime"]], "ms": 9 if teacher else 5, "color": colour, "mfc": face}
             x, y = row["total_tokens"], row["score"]
@@ -142,8 +171,10 @@ def cost_quality(episodes: pd.DataFrame, **seeded: int) -> Drawn:
         ax.xaxis.set_minor_formatter(ticker.NullFormatter())
         ax.grid(True, lw=0.4, color="#DDDDDD")
     axes[0].set(ylim=(-0.03, 1.03), ylabel="normalized optimality")
-    _legend(figure, data["model"], line=False)
-    _note(figure, "Mean and 95 % bootstrap interval; teacher as rings", data["n"])
+    _legend(figure, data, line=False)
+    rings = "; teacher as rings" if "teacher" in set(data["model"]) else ""
+    unscored = int((episodes["status"] != "completed").sum())
+    _note(figure, f"Mean and 95 % bootstrap interval{rings}", data["n"], unscored)
     return figure, data
 
 
@@ -157,12 +188,13 @@ def missing_bindings(episodes: pd.DataFrame) -> Drawn:
         rows.append(row | {"low": low, "high": high})
     data = pd.DataFrame(rows)
     names = list(dict.fromkeys(map(cell_name, data["model"], data["runtime"])))
-    splits = list(dict.fromkeys(data["split"]))
-    figure = Figure(figsize=(SINGLE, 0.85 + 0.22 * len(names)), layout="constrained")
+    splits, colours = list(dict.fromkeys(data["split"])), _colours(data["model"])
+    width = SINGLE if max(map(len, names)) <= 16 else DOUBLE
+    figure = Figure(figsize=(width, 0.85 + 0.22 * len(names)), layout="constrained")
     axes = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
     for ax, split in zip(axes, splits, strict=True):
         for row in data[data["split"] == split].to_dict("records"):
-            y, colour = names.index(cell_name(row["model"], row["runtime"])), COLOURS.get(row["model"], OTHER)
+            y, colour = names.index(cell_name(row["model"], row["runtime"])), colours[row["model"]]
             ax.barh(y, row["share"], height=0.62, color=colour, alpha=0.35)
             ax.plot([row["low"], row["high"]], [y, y], color=colour, lw=1.4, solid_capstyle="butt", clip_on=False)
             ax.plot(row["share"], y, "o", color=colour, ms=3.5, clip_on=False, zorder=5)
@@ -176,17 +208,18 @@ def tokens_by_turn(turns: pd.DataFrame, **seeded: int) -> Drawn:
     """Mean completion and prompt tokens of the n-th turn over the episodes that reach it, and how many do."""
     shown = turns[turns["model"] != "teacher"]
     if shown.empty:
-        raise ValueError("no turn of a model was recorded: run notebook 04 first")
+        raise NothingToShow("No completed turn of a model other than the teacher is there to show.")
     data = _means(shown, [*CELL, "turn"], ("completion_tokens", "prompt_tokens"), **seeded)
     data["turn"] += 1
-    splits = list(dict.fromkeys(data["split"]))
+    splits, colours = list(dict.fromkeys(data["split"])), _colours(data["model"])
+    least = min(SHOWN_EPISODES, int(data.groupby("split")["n"].max().min()))
     labels = {"completion_tokens": "completion tokens", "prompt_tokens": "prompt tokens", "n": "episodes still running"}
     figure = Figure(figsize=(DOUBLE, 5.2), layout="constrained")
     axes = figure.subplots(3, len(splits), sharex="col", sharey="row", squeeze=False)
     for column, split in enumerate(splits):
         for (model, runtime), line in data[data["split"] == split].groupby(["model", "runtime"], sort=False):
-            look = {"color": COLOURS.get(model, OTHER), "linestyle": LINES[runtime]}
-            seen = line[line["n"] >= SHOWN_EPISODES]
+            look = {"color": colours[model], "linestyle": LINES[runtime]}
+            seen = line[line["n"] >= least]
             for row, name in enumerate(("completion_tokens", "prompt_tokens")):
                 axes[row][column].plot(seen["turn"], seen[name], marker=".", ms=3, **look)
                 low, high = seen[f"{name}_low"], seen[f"{name}_high"]
@@ -197,9 +230,10 @@ def tokens_by_turn(turns: pd.DataFrame, **seeded: int) -> Drawn:
         axes[2][column].xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     for row, name in enumerate(labels):
         axes[row][0].set(ylabel=labels[name], ylim=(0, None if name != "n" else 1.06 * data["n"].max()))
+    axes[2][0].yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     figure.align_ylabels(axes[:, 0])
-    _legend(figure, data["model"], line=True)
-    text = f"Mean and 95 % bootstrap interval over the episodes still running (at least {SHOWN_EPISODES})"
+    _legend(figure, data, line=True)
+    text = f"Mean and 95 % bootstrap interval over the episodes still running (at least {least})"
     _note(figure, text, data.loc[data["turn"] == 1, "n"])
     return figure, data
 
@@ -216,8 +250,10 @@ def save(folder: str | Path, name: str, draw: Callable[[], Drawn]) -> list[str]:
     return [f"{name}.{kind}" for kind in ("png", "svg", "csv")]
 
 
-def draw_all(run: Run, episodes: pd.DataFrame, turns: pd.DataFrame, notebook: str, parameters: dict) -> dict[str, Path]:
-    """Draw every figure into the run's folder and write the manifest; returns name → PNG.
+def draw_all(
+    run: Run, episodes: pd.DataFrame, turns: pd.DataFrame, notebook: str, parameters: dict
+) -> dict[str, Path | str]:
+    """Draw every figure into the run's folder and write the manifest; returns name → PNG, or why there is none.
 
     ``parameters`` are the notebook's, n_resamples and seed among them. A row of the manifest says which notebook,
     parameters and commit made the figure, and from which run.
@@ -231,11 +267,22 @@ def draw_all(run: Run, episodes: pd.DataFrame, turns: pd.DataFrame, notebook: st
     }
     known = provenance()
     origin = {"notebook": notebook, "parameters": parameters, "commit": known["commit"], "dirty": known["dirty"]}
-    manifest = {name: {"files": save(run.figures, name, draw), **origin} for name, draw in drawings.items()}
+    manifest, drawn = {}, {}
+    for name, draw in drawings.items():
+        try:
+            manifest[name] = {"files": save(run.figures, name, draw), **origin}
+            drawn[name] = run.figures / f"{name}.png"
+        except NothingToShow as nothing:
+            drawn[name] = str(nothing)
     write_json(run.figures / "manifest.json", manifest)
-    for old in orphans(run.figures):  # of a figure that this version does not draw
+    for old in orphans(run.figures):  # of a figure that is not drawn any more
         (run.figures / old).unlink()
-    return {name: run.figures / f"{name}.png" for name in drawings}
+    return drawn
+
+
+def shown(drawn: Path | str, width: int) -> Image | Markdown:
+    """For a notebook: the picture ``width`` pixels wide, or the sentence that stands in for it."""
+    return Markdown(drawn) if isinstance(drawn, str) else Image(drawn, width=width)
 
 
 def orphans(folder: str | Path) -> list[str]:

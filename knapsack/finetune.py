@@ -2,7 +2,8 @@
 
 ``finetune`` writes ``<output>/adapter/`` (a standard PEFT folder) and, last of all, ``<output>/training.json``, which
 says from what the adapter was made. A finished training is not repeated; an interrupted one goes on from its last
-checkpoint. Heavy imports are inside functions: a backend may have to be imported before the libraries it patches.
+whole checkpoint; a damaged one is named on stderr and done again. Heavy imports are inside functions: a backend may
+have to be imported before the libraries it patches.
 """
 
 import hashlib
@@ -18,7 +19,20 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from knapsack import nano, prompts
-from knapsack.files import CorruptFileError, read_json, write_json
+from knapsack.files import (
+    CorruptFileError,
+    check_digest,
+    file_digest,
+    read_digests,
+    read_json,
+    read_sealed,
+    tell,
+    unwritable,
+    write_digests,
+    write_json,
+    write_sealed,
+    writing,
+)
 
 WIDTH_STEP = 128  # batches are filled up to multiples of so many tokens: kernels are kept in memory for every shape
 BACKENDS = ("peft",)
@@ -156,26 +170,40 @@ def finetune(
 
     If ``output`` holds a finished adapter of the same recipe, rows and base, its report is returned; if of others,
     ValueError says what differs, unless ``fresh``: then it is made anew. Raises FileNotFoundError for a missing base,
-    CorruptFileError for a damaged result, ValueError for an unknown backend and for rows too few or too long.
+    ValueError for an unknown backend and for rows too few or too long, FolderInUseError if another process trains into
+    ``output``, and OSError, with what to do, if the disk is full or read-only.
     """
     output, backend = Path(output), choose_backend(backend)
     folder = nano.base_folder() if base == "nano" else Path(base).expanduser()
     recipe_json = json.loads(json.dumps(asdict(recipe)))
     source = {"recipe": recipe_json, "rows": _digest(rows), "base": _fingerprint(folder) if folder.is_dir() else base}
-    if fresh:
+    with writing(output):
+        if fresh:
+            (output / "training.json").unlink(missing_ok=True)
+            shutil.rmtree(output / "checkpoints", ignore_errors=True)
+        elif report := _finished(output, source):
+            return report
+        shutil.rmtree(output / "adapter", ignore_errors=True)  # without training.json it is of no known origin
         (output / "training.json").unlink(missing_ok=True)
+        name = folder.name if folder.is_dir() and base != "nano" else base  # no path of this machine in the adapter
+        checkpoints = output / "checkpoints" / _digest(source)[:16]
+        model, facts = _train(recipe, rows, folder if folder.is_dir() else base, checkpoints, backend, progress)
+        size, digests = _save_adapter(model, output, name)
+        report = TrainingReport(base=name, recipe=recipe_json, adapter_bytes=size, **facts)
+        write_sealed(output / "training.json", {"source": source, "adapter": digests, "report": asdict(report)})
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
-    elif (output / "training.json").exists():
-        return _finished(output, source)
-    shutil.rmtree(output / "adapter", ignore_errors=True)  # without training.json it is of no known origin
-    name = folder.name if folder.is_dir() and base != "nano" else base  # no path of this machine in the adapter
-    checkpoints = output / "checkpoints" / _digest(source)[:16]
-    model, facts = _train(recipe, rows, folder if folder.is_dir() else base, checkpoints, backend, progress)
-    size, digest = _save_adapter(model, output, name)
-    report = TrainingReport(base=name, recipe=recipe_json, adapter_bytes=size, **facts)
-    write_json(output / "training.json", {"source": source, "adapter_sha256": digest, "report": asdict(report)})
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)
-    return report
+        return report
+
+
+def check_adapter(output: str | Path, remedy: str = "run notebook 03 again") -> None:
+    """Raises CorruptFileError, naming the file, unless ``<output>/adapter`` is as its training left it.
+
+    An adapter without a training.json beside it came from elsewhere and is not asked.
+    """
+    path = Path(output) / "training.json"
+    if path.exists():
+        for name, expected in read_sealed(path, remedy)["adapter"].items():
+            check_digest(path.parent / "adapter" / name, expected, remedy)
 
 
 def _load_peft(recipe: Recipe, source: str | Path, device: str):
@@ -207,6 +235,7 @@ _LOADERS = {"peft": _load_peft}
 def _train(recipe: Recipe, rows: list[dict], source: str | Path, checkpoints: Path, backend: str, progress: bool):
     """Train, going on from ``checkpoints`` if there are any. Returns the model and the other fields of the report."""
     import torch
+    from safetensors import SafetensorError
     from tqdm import tqdm
     from transformers import PrinterCallback, set_seed
     from trl import SFTConfig, SFTTrainer
@@ -243,7 +272,7 @@ def _train(recipe: Recipe, rows: list[dict], source: str | Path, checkpoints: Pa
         prediction_loss_only=True,
         logging_steps=max(1, steps // 50),
         save_steps=max(10, math.ceil(steps / 10)),
-        save_total_limit=1,
+        save_total_limit=2,  # the one before is there while the next is written
         report_to=[],
         disable_tqdm=True,
         seed=recipe.seed,
@@ -263,6 +292,15 @@ def _train(recipe: Recipe, rows: list[dict], source: str | Path, checkpoints: Pa
             if "loss" in logs:
                 bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
             bar.update(self.state.global_step - bar.n)
+
+        def _save_checkpoint(self, *args, **kwargs):
+            try:
+                super()._save_checkpoint(*args, **kwargs)
+            except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: of torch, if the disk is full
+                raise unwritable(checkpoints, error) from error
+            folder = checkpoints / f"checkpoint-{self.state.global_step}"
+            paths = [path for path in folder.rglob("*") if path.is_file()]
+            write_digests(folder, {path.relative_to(folder).as_posix(): file_digest(path) for path in paths})
 
         def create_model_card(self, *args, **kwargs):  # it would name folders of this machine
             pass
@@ -363,43 +401,63 @@ def _collator(pad_token_id: int):
 
 
 def _last_checkpoint(folder: Path) -> tuple[int, str | None]:
-    """Step and folder of the newest whole checkpoint: the state is the last of its files to be written."""
-    found = []
-    for path in folder.glob("checkpoint-*/trainer_state.json"):
+    """Step and folder of the newest checkpoint that is as it was written; those after it are removed.
+
+    One without digests was being written when the training stopped; a damaged one is named on stderr.
+    """
+    steps = {int(path.name.partition("-")[2]): path for path in folder.glob("checkpoint-*")}
+    remedy = "the training goes on from an earlier point"
+    for step, path in sorted(steps.items(), reverse=True):
         try:
-            found.append((read_json(path)["global_step"], str(path.parent)))
-        except CorruptFileError:
-            continue  # stopped while writing; the one before it is still there
-    return max(found, default=(0, None))
+            digests = read_digests(path, remedy)
+            for name, expected in digests.items():
+                check_digest(path / name, expected, remedy)
+            if digests:
+                return step, str(path)
+        except CorruptFileError as problem:
+            tell(problem)
+        shutil.rmtree(path)
+    return 0, None
 
 
-def _save_adapter(model, output: Path, base: str) -> tuple[int, str]:
-    """Write ``<output>/adapter`` in one move; returns size and digest of the weights."""
-    partial = output / ".adapter.tmp"
+def _save_adapter(model, output: Path, base: str) -> tuple[int, dict[str, str]]:
+    """Write ``<output>/adapter`` in one move; returns the size of the weights and the digests of the files."""
+    from safetensors import SafetensorError
+
+    partial, adapter = output / ".adapter.tmp", output / "adapter"
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, save_embedding_layers=False)
+    try:
+        model.save_pretrained(partial, save_embedding_layers=False)
+    except (OSError, SafetensorError) as error:
+        raise unwritable(adapter, error) from error
     (partial / "README.md").unlink(missing_ok=True)  # a template that says nothing about this adapter
     config = read_json(partial / "adapter_config.json") | {"base_model_name_or_path": base}
     config["target_modules"] = sorted(config["target_modules"])  # a set: its order differs between processes
     write_json(partial / "adapter_config.json", config)
-    os.replace(partial, output / "adapter")
-    weights = (output / "adapter" / "adapter_model.safetensors").read_bytes()
-    return len(weights), hashlib.sha256(weights).hexdigest()
+    os.replace(partial, adapter)
+    digests = {path.name: file_digest(path) for path in sorted(adapter.iterdir())}
+    return (adapter / "adapter_model.safetensors").stat().st_size, digests
 
 
-def _finished(output: Path, source: dict) -> TrainingReport:
-    """The report of the finished training in ``output``, which must be whole and made from ``source``."""
-    path, weights = output / "training.json", output / "adapter" / "adapter_model.safetensors"
-    made = read_json(path)
+def _finished(output: Path, source: dict) -> TrainingReport | None:
+    """The report of the training in ``output``, which must be made from ``source``; None if none is finished and whole.
+
+    Damage is named on stderr. Raises ValueError saying what differs, CorruptFileError for a record of another version.
+    """
+    path, remedy = output / "training.json", "the adapter is trained again"
+    if not path.exists() and not (output / "adapter").exists():
+        return None
     try:
-        report, before, digest = TrainingReport(**made["report"]), made["source"], made["adapter_sha256"]
-        old = {f"recipe.{name}": value for name, value in before["recipe"].items()}
-        old |= {name: before[name] for name in ("rows", "base")}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CorruptFileError(f"{path} is not a training record ({error!r}); run again with --fresh") from error
-    if not weights.exists() or hashlib.sha256(weights.read_bytes()).hexdigest() != digest:
-        raise CorruptFileError(f"{weights} is not what {path.name} describes; run again with --fresh")
-    new = {f"recipe.{name}": value for name, value in source["recipe"].items()}
+        made = read_sealed(path, remedy)
+    except CorruptFileError as problem:
+        tell(problem)
+        return None
+    try:
+        report, before = TrainingReport(**made["report"]), made["source"]
+    except (KeyError, TypeError) as error:
+        raise CorruptFileError(f"{path} is of another version ({error!r}); run again with --fresh") from error
+    old, new = ({f"recipe.{name}": value for name, value in each["recipe"].items()} for each in (before, source))
+    old |= {name: before[name] for name in ("rows", "base")}
     new |= {name: source[name] for name in ("rows", "base")}
     differs = [name for name in new | old if new.get(name) != old.get(name)]
     if differs:
@@ -407,6 +465,11 @@ def _finished(output: Path, source: dict) -> TrainingReport:
         raise ValueError(
             f"{output} holds an adapter made with another {changes}; run again with --fresh or delete {path.name}"
         )
+    try:
+        check_adapter(output, remedy)
+    except CorruptFileError as problem:
+        tell(problem)
+        return None
     return report
 
 
@@ -417,8 +480,4 @@ def _digest(value: object) -> str:
 def _fingerprint(folder: Path) -> str:
     """A digest of the files of a model's folder."""
     files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt", ".model"))
-    sums = {}
-    for path in files:
-        with open(path, "rb") as handle:
-            sums[path.name] = hashlib.file_digest(handle, "sha256").hexdigest()
-    return _digest(sums)
+    return _digest({path.name: file_digest(path) for path in files})

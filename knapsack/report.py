@@ -11,10 +11,12 @@ import pandas as pd
 from knapsack import statistics
 from knapsack.figures import cell_name
 from knapsack.files import write_text
-from knapsack.metrics import MODELS, RUNTIMES
+from knapsack.metrics import MODELS
+from knapsack.runtime import KINDS
 
 LEVEL = 0.05  # of significance (paper, evaluation)
-CELLS = [(model, runtime) for model in MODELS for runtime in RUNTIMES]
+FEWEST = 6  # pairs with which a two-sided signed-rank test can reach that level at all: 2 ÷ 2⁶ < 0.05
+CELLS = [(model, runtime) for model in MODELS for runtime in KINDS]
 BP, BS, PP, PS, SP, SS, TP, TS = CELLS  # (training, runtime): base, persistent, stateless, teacher
 # What arXiv 2603.01209 reports; a cell or number that it does not list is absent here.
 PAPER = {
@@ -37,8 +39,34 @@ def number(value: float, digits: int = 0) -> str:
     return "" if value is None or math.isnan(value) else f"{value:,.{digits}f}"
 
 
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def overview(episodes: pd.DataFrame) -> str:
+    """What was played, and what of it counts: cells, scored episodes, unscored ones by reason, and what is unknown."""
+    played = {name: list(dict.fromkeys(episodes[name])) for name in ("model", "runtime", "split")}
+    count = len(episodes.groupby(list(played)))
+    done = episodes[episodes["status"] == "completed"]
+    said = [
+        f"{count} cell{'s' * (count != 1)}: {_listed(played['model'])}; in the {_listed(played['runtime'])} runtime; "
+        f"on {_listed(played['split'])}.",
+        f"{len(done)} of {len(episodes)} episodes are scored.",
+    ]
+    if count < math.prod(map(len, played.values())):
+        said.insert(1, "Not every model was played in every runtime on every split.")
+    if len(done) < len(episodes):
+        why = episodes.loc[episodes["status"] != "completed", "status"].value_counts().sort_index()
+        said.append(f"Unscored: {_listed([f'{number} {status}' for status, number in why.items()])}.")
+    if broken := int((done["finish_reason"] == "error").sum()):
+        said.append(f"Ended by an error such as a full context, and scored as they stood: {broken}.")
+    if unknown := int(done["inspected"].isna().sum()):
+        said.append(f"Inspection budget unknown, for want of the task's file: {unknown}; `inspected` is empty there.")
+    return " ".join(said)
+
+
 def table_two(cells: pd.DataFrame, episodes: pd.DataFrame, n_resamples: int = 5000, seed: int = 0) -> pd.DataFrame:
-    """The paper's table 2 from this run, as text: scores in percent, means with 95 % intervals, the paper beside.
+    """The paper's table 2 from these episodes, as text: scores in percent, means with 95 % intervals, the paper beside.
 
     Points per 1k tokens are percentage points of score per 1,000 total tokens, as the paper counts them.
     """
@@ -71,7 +99,7 @@ def tests_shown(tests: pd.DataFrame) -> pd.DataFrame:
     shown = tests[["split", "comparison", "quantity", "n"]].astype(str)
     digits = tests["quantity"].map({"score": 3, "total_tokens": 0})
     shown["difference [95 %]"] = [
-        f"{number(d, k)} [{number(low, k)} to {number(high, k)}]"
+        "" if math.isnan(d) else f"{number(d, k)} [{number(low, k)} to {number(high, k)}]"
         for d, low, high, k in zip(tests["difference"], tests["low"], tests["high"], digits, strict=True)
     ]
     for name, title in (("p", "p"), ("p_holm", "p (Holm)")):
@@ -80,14 +108,14 @@ def tests_shown(tests: pd.DataFrame) -> pd.DataFrame:
     return shown.assign(note=tests["note"])
 
 
-def write_table(folder: str | Path, name: str, table: pd.DataFrame) -> str:
-    """Write a table of text as ``name``.md and ``name``.tex; returns the Markdown."""
+def write_table(folder: str | Path, name: str, table: pd.DataFrame, otherwise: str = "") -> str:
+    """Write a table of text as ``name``.md and ``name``.tex; returns the Markdown, or ``otherwise`` without rows."""
     lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
     markdown = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     write_text(Path(folder) / f"{name}.md", markdown)
     escaped = table.astype(str).rename(columns=str).to_latex(index=False, escape=True)
     write_text(Path(folder) / f"{name}.tex", escaped.replace("→", r"$\to$").replace("–", "--").replace("< ", "$<$ "))
-    return markdown
+    return otherwise if table.empty else markdown
 
 
 def amnesia_tax(
@@ -98,8 +126,16 @@ def amnesia_tax(
     return statistics.ratio_interval(*pair, n_resamples, seed)
 
 
+def amnesia_sentence(episodes: pd.DataFrame, split: str, n_resamples: int = 5000, seed: int = 0) -> str:
+    """The tax of a split, or which cell is missing for it."""
+    ratio, low, high = amnesia_tax(episodes, split, n_resamples, seed)
+    if math.isnan(ratio):
+        return f"**{split}:** not measured, for no task was completed in both S→P and P→P."
+    return f"**{split}:** {ratio:.2f} × [{low:.2f}–{high:.2f}]"
+
+
 def findings(episodes: pd.DataFrame, n_resamples: int = 5000, seed: int = 0) -> list[tuple[str, str, str]]:
-    """(split, what the paper found, what this run shows) for every split; a missing cell is named."""
+    """(split, what the paper found, what these episodes show) for every split; a missing cell is named."""
     done = episodes[episodes["status"] == "completed"]
     return [
         (split, *finding)
@@ -110,6 +146,9 @@ def findings(episodes: pd.DataFrame, n_resamples: int = 5000, seed: int = 0) -> 
 
 def _split_findings(done: pd.DataFrame, split: str, n_resamples: int, seed: int) -> list[tuple[str, str]]:
     cells = {key: done[(done["model"] == key[0]) & (done["runtime"] == key[1])] for key in CELLS}
+    if all(cell.empty for cell in cells.values()):
+        names = _listed([cell_name(*key) for key in CELLS])
+        return [("all findings", f"Not measured: no completed episode of {names}.")]
     rows = []
     for title, needs, sentence in (
         ("P→P, S→S: no significant difference in quality", (PP, SS), lambda: _aligned(done, split, n_resamples, seed)),
@@ -124,7 +163,7 @@ def _split_findings(done: pd.DataFrame, split: str, n_resamples: int, seed: int)
         ("(not in the paper) the adapters against their teacher", (PP, SS, TP, TS), lambda: _teacher(cells)),
     ):
         absent = [cell_name(*key) for key in needs if cells[key].empty]
-        text = f"Not measured in this run: no completed episode of {', '.join(absent)}." if absent else sentence()
+        text = f"Not measured: no completed episode of {', '.join(absent)}." if absent else sentence()
         rows.append((title, text))
     return rows
 
@@ -136,7 +175,9 @@ def _aligned(done: pd.DataFrame, split: str, n_resamples: int, seed: int) -> str
     gap = (first - second).mean() if len(first) else math.nan
     seen = f"P→P minus S→S is {gap:+.3f} [{low:+.3f} to {high:+.3f}] (p = {p:.3g}, r = {effect:+.2f}, n = {len(first)})"
     if math.isnan(p):
-        return "Not measured in this run: P→P and S→S share no task."
+        return "Not measured: P→P and S→S share no task."
+    if len(first) < FEWEST:
+        return f"{seen}: too few tasks for the test to show any difference."
     if p >= LEVEL:
         return f"{seen}: not significant, as in the paper; differences within the interval stay possible."
     return f"{seen}: significant in favour of {'P→P' if effect > 0 else 'S→S'}, unlike the paper."
@@ -146,12 +187,14 @@ def _crossed(done: pd.DataFrame, split: str, n_resamples: int, seed: int) -> str
     home, away = statistics.paired(done, (*PP, split), (*PS, split), "score")
     p, effect, _ = statistics.wilcoxon(home, away)
     if math.isnan(p):
-        return "Not measured in this run: P→P and P→S share no task."
+        return "Not measured: P→P and P→S share no task."
     low, high = statistics.mean_interval(home - away, n_resamples, seed)
     seen = (
         f"P→P scores {home.mean():.2f}, P→S {away.mean():.2f}: a loss of {(home - away).mean():.3f} "
         f"[{low:.3f} to {high:.3f}] (p = {p:.3g}, r = {effect:+.2f}, n = {len(home)})"
     )
+    if len(home) < FEWEST:
+        return f"{seen}: too few tasks for the test to show any loss."
     if p >= LEVEL:
         return f"{seen}, not significant, as in version 1 of the paper; losses within the interval stay possible."
     if effect < 0:
@@ -168,7 +211,7 @@ def _missing(crossed: pd.DataFrame, aligned: pd.DataFrame) -> str:
     (share, low, high), (usual, _, usual_high) = _share(crossed), _share(aligned)
     seen = f"{share:.0%} [{low:.0%}–{high:.0%}] of the P→S episodes miss a name, against {usual:.0%} in P→P"
     if low <= usual_high:
-        return f"{seen}: the intervals meet, so this run does not show the paper's effect."
+        return f"{seen}: the intervals meet, so this does not show the paper's effect."
     near = low <= PAPER_MISSING_SHARE <= high
     relation = "in line with" if near else "more than" if share > PAPER_MISSING_SHARE else "fewer than"
     return f"{seen}: the effect is there, {relation} the paper's {PAPER_MISSING_SHARE:.0%}."
@@ -178,7 +221,7 @@ def _tax(done: pd.DataFrame, split: str, n_resamples: int, seed: int) -> str:
     ratio, low, high = amnesia_tax(done, split, n_resamples, seed)
     seen = f"S→P spends {ratio:.2f} × the tokens of P→P [{low:.2f}–{high:.2f}]"
     if math.isnan(ratio):
-        return "Not measured in this run: S→P and P→P share no task."
+        return "Not measured: S→P and P→P share no task."
     if high < 1:
         return f"{seen}: the opposite of the paper's tax of {PAPER_AMNESIA} ×."
     if low <= 1:

@@ -6,7 +6,6 @@ generator, the allowed classes come from the seeded source too.
 """
 
 import hashlib
-import json
 import math
 import random
 import string
@@ -14,7 +13,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from knapsack.files import CorruptFileError, read_json, write_text
+from knapsack.files import (
+    DIGESTS,
+    CorruptFileError,
+    as_json,
+    check_digest,
+    digest,
+    file_digest,
+    read_digests,
+    read_json,
+    tell,
+    write_digests,
+    write_text,
+    writing,
+)
 
 ATTEMPTS = 200  # rejection sampling: attempt k uses seed + k * ATTEMPT_STRIDE
 ATTEMPT_STRIDE = 1_000_003
@@ -23,6 +35,7 @@ MIN_OPTIMAL_ITEMS = 3
 MAX_DOMINANCE = 0.40  # no chosen item may hold more of the optimal value
 SPLIT_OFFSETS = {"train": 0, "easy": 250_000, "hard": 500_000}
 SPLIT_SIZE = 250_000
+NO_TIME = "1970-01-01T00:00:00Z"  # so that equal tasks give equal bytes
 
 
 class TaskSamplingError(RuntimeError):
@@ -140,14 +153,14 @@ class Task:
         }
 
     def to_json(self) -> dict:
-        """The published task format (``pythonformer.task.v1``), without a time of generation."""
+        """The published task format (``pythonformer.task.v1``), with NO_TIME as the time of generation."""
         return {
             "schema_version": "pythonformer.task.v1",
             "family": "knapsack",
             "seed": self.seed,
             "task_id": self.task_id,
             "run_name": "knapsack",
-            "generated_at": None,
+            "generated_at": NO_TIME,
             "difficulty": self.difficulty,
             "public": {
                 "item_ids": list(self.items),
@@ -315,34 +328,60 @@ def sample_split(split: str, count: int, seed: int, config: KnapsackConfig) -> I
 
 
 def write_tasks(root: str | Path, tasks: Iterable[Task]) -> list[Path]:
-    """Write ``<root>/tasks/knapsack/knapsack-<index>.json`` for each task; returns the paths.
+    """Write ``<root>/tasks/knapsack/knapsack-<index>.json`` for each task, and ``<root>/digests.json``; returns the
+    paths of the tasks.
 
-    A file that holds the same task already is left alone. Raises FileExistsError if it holds anything else.
+    A file that holds the same task already is left alone; one that is not as it was written is named on stderr and
+    written again. Raises FileExistsError, before anything is written, for a file that was written as another task.
     """
-    paths = []
-    for task in tasks:
-        path = Path(root) / "tasks" / "knapsack" / f"{task.task_id}.json"
-        text = json.dumps(task.to_json(), indent=2, sort_keys=True) + "\n"
-        if not path.exists():
-            write_text(path, text)
-        elif path.read_bytes() != text.encode():
-            raise FileExistsError(
-                f"{path} holds another task (other seed or configuration, or a damaged file): "
-                "choose another run folder, or delete this one's tasks to make them anew"
-            )
-        paths.append(path)
-    return paths
+    root, again = Path(root), "it is written again"
+    folder = root / "tasks" / "knapsack"
+    texts = {folder / f"{task.task_id}.json": as_json(task.to_json()) for task in tasks}
+    with writing(root):
+        try:
+            known = read_digests(root, again)
+            if not known and any(path.exists() for path in texts):
+                raise CorruptFileError(f"{root / DIGESTS} is missing; {again}")
+        except CorruptFileError as problem:
+            tell(problem)
+            known = {}
+        wanted = {path: digest(text) for path, text in texts.items()}
+        for path, now in wanted.items():
+            before = known.get(path.name) or (file_digest(path) if path.exists() else now)
+            if before != now:
+                raise FileExistsError(
+                    f"{path} holds another task (other seed or configuration, or a damaged file): "
+                    "choose another run folder, or delete this one's tasks to make them anew"
+                )
+        for path, text in texts.items():
+            if path.name in known:
+                try:
+                    check_digest(path, wanted[path], again)
+                except CorruptFileError as problem:
+                    tell(problem)
+                    write_text(path, text)
+            elif not path.exists():
+                write_text(path, text)
+        write_digests(root, known | {path.name: now for path, now in wanted.items()})
+    return list(texts)
 
 
 def read_tasks(root: str | Path, count: int | None = None) -> list[Task]:
     """Read the tasks below ``root`` in the order of their names; ``count`` limits how many.
 
-    Raises FileNotFoundError when there are fewer than asked for, CorruptFileError for a damaged file.
+    Raises FileNotFoundError when there are fewer than asked for, CorruptFileError for a file that is damaged or, if
+    ``<root>/digests.json`` lies there, not as it was written.
     """
-    folder = Path(root) / "tasks" / "knapsack"
-    paths = sorted(folder.glob("knapsack-*.json"))
-    if not paths or (count is not None and len(paths) < count):
+    folder, remedy = Path(root) / "tasks" / "knapsack", "run notebook 01 again"
+    known = read_digests(root, remedy)
+    names = sorted(known.keys() | {path.name for path in folder.glob("knapsack-*.json")})
+    if not names or (count is not None and len(names) < count):
         raise FileNotFoundError(
-            f"{folder} holds {len(paths)} tasks, {count if count is not None else 'some'} needed: run notebook 01 first"
+            f"{folder} holds {len(names)} tasks, {count if count is not None else 'some'} needed: run notebook 01 first"
         )
-    return [Task.from_json(read_json(path), str(path)) for path in paths[:count]]
+    tasks = []
+    for name in names[:count]:
+        if name in known:
+            check_digest(folder / name, known[name], remedy)
+        tasks.append(Task.from_json(read_json(folder / name, "make or download it anew"), str(folder / name)))
+    return tasks

@@ -1,8 +1,9 @@
 """Episodes as files in the published formats, read back, replayed, filtered into pairs, made into training rows.
 
-An episode is ``<folder>/knapsack/knapsack-<task_id>.trace.json`` and the result ``….json`` beside it. Published
-traces of other programs can be read as well. What the published format cannot carry lies in one extra top-level
-key, "knapsack". Times of day are null, so that equal episodes give equal bytes; only the result's seconds differ.
+An episode is ``<folder>/knapsack/knapsack-<task_id>.trace.json`` and the result ``….json`` beside it, both in the
+published format and nothing more. What that cannot carry lies in ``<folder>/details/knapsack-<task_id>.json``, with
+the digests of the other two. It is written last: an episode counts once its details are there. Published traces of
+other programs, which have no details, can be read as well.
 """
 
 import json
@@ -12,22 +13,37 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 
-import pydantic_monty
-
 from knapsack import agent, prompts, runtime
 from knapsack.agent import Episode, Turn
-from knapsack.files import CorruptFileError, read_json, write_json, write_text
+from knapsack.files import (
+    CorruptFileError,
+    as_json,
+    check_digest,
+    digest,
+    read_digests,
+    read_json,
+    read_sealed,
+    tell,
+    write_digests,
+    write_sealed,
+    write_text,
+)
+from knapsack.interpreters import InterpreterPool
 from knapsack.prompts import Message
 from knapsack.runtime import Observation
 from knapsack.tasks import Task
 
-SCHEMA = 1  # of the extra key
-REMEDY = "delete both files of the episode and run again"
+SCHEMA = 1  # of the details
+NO_TIME = "1970-01-01T00:00:00"  # stands for every time of day, so that equal episodes give equal bytes
+REMEDY = "run notebook 04 again (02 for training traces): it plays the episode again"
+DOWNLOAD = "download both files of the episode anew"
 # Fields of an observation that the published format has no place for.
 KEPT = ("cap_hit", "error_type", "error_source", "missing_binding", "tool_calls", "last_step_globals", "active_globals")
+TOO_LONG = re.compile(r"context|\btokens\b|too long", re.IGNORECASE)  # said of a conversation, not of a server
 MIN_SCORE, MAX_ERROR_SHARE, ALIKE, MARGIN = 0.5, 0.1, 0.9, 100  # of the pair filters (paper, trace preparation)
 
 
@@ -35,7 +51,10 @@ MIN_SCORE, MAX_ERROR_SHARE, ALIKE, MARGIN = 0.5, 0.1, 0.9, 100  # of the pair fi
 class Trace:
     """An episode read from its two files. ``None`` stands for what a published trace does not tell.
 
-    ``status``: "completed", "timeout" or "error" (only completed ones are scored); ``seconds``: wall-clock.
+    ``status``: "completed", "timeout", "error" or "unanswered" (only completed ones are scored); ``seconds``:
+    wall-clock. The released harness goes on when a model call fails and calls the episode completed, so that a dead
+    server looks like a score of 0. Such an episode is "unanswered" here: its last model calls failed and no reply
+    came after them. A conversation too long for the model, or a reply cut at its limit, is the model's doing: scored.
     """
 
     task_id: str
@@ -63,19 +82,39 @@ def result_path(path: str | Path) -> Path:
     return Path(path).with_name(Path(path).name.removesuffix(".trace.json") + ".json")
 
 
-def episode_done(folder: str | Path, task_id: str) -> bool:
-    """Whether both files are there, whole, and of a completed episode.
+def details_path(path: str | Path) -> Path:
+    """The details that belong to the trace file ``path``, if the episode is ours."""
+    return Path(path).parent.parent / "details" / result_path(path).name
 
-    Raises CorruptFileError for a damaged file: writing is atomic, so damage came from outside and is not hidden.
+
+def episode_done(folder: str | Path, task_id: str, made_with: str | None = None) -> bool:
+    """Whether the episode is there, whole, and (unless None) ``made_with`` what ``write_episode`` was told.
+
+    A file that is missing, cut or changed is named on stderr, and the episode counts as not done.
     """
     path = trace_path(folder, task_id)
-    if not path.exists() or not result_path(path).exists():
+    if not details_path(path).exists():
         return False
-    return read_trace(path).status == "completed"
+    try:
+        own = _verified(path, "the episode is played again")
+    except CorruptFileError as problem:
+        tell(problem)
+        return False
+    return made_with is None or own.get("made_with") == made_with
 
 
-def write_episode(folder: str | Path, episode: Episode, model: str, seconds: float | None = None) -> None:
-    """Write the trace, then the result, each atomically. ``seconds`` is the episode's wall-clock time."""
+def discard_episode(folder: str | Path, task_id: str) -> None:
+    """Make an episode count as not done."""
+    details_path(trace_path(folder, task_id)).unlink(missing_ok=True)
+
+
+def write_episode(
+    folder: str | Path, episode: Episode, model: str, seconds: float = 0.0, made_with: str | None = None
+) -> None:
+    """Write the trace, the result, and last the details, each atomically.
+
+    ``seconds`` is the episode's wall-clock time, ``made_with`` a digest of all that determines the episode.
+    """
     system, task_text, *later = (message["content"] for message in episode.messages)
     events = [_event("StartEvent", task=task_text), _event("SystemPromptEvent", prompts=[system])]
     for index, (turn, shown) in enumerate(zip(episode.turns, later[1::2], strict=True)):
@@ -83,11 +122,12 @@ def write_episode(folder: str | Path, episode: Episode, model: str, seconds: flo
         outcome = {"error": turn.protocol_error}
         if seen is not None:
             outcome = {"success": seen.error is None, "result": None, "output": seen.output, "error": seen.error}
-        answer = {"timestamp": None, "completion_tokens": turn.completion_tokens, "total_tokens": usage["total_tokens"]}
+        called = {"timestamp": f"{NO_TIME}+00:00", "prompt_tokens": turn.prompt_tokens}
+        answer = {"timestamp": f"{NO_TIME}+00:00", "completion_tokens": turn.completion_tokens}
         step = {"turn": index, "assistant_text": turn.text, "code": turn.code, "interpreter_result": outcome}
         events += [
-            _event("ModelCallEvent", timestamp=None, prompt_tokens=turn.prompt_tokens),
-            _event("ModelResponseEvent", **answer),
+            _event("ModelCallEvent", **called),
+            _event("ModelResponseEvent", **answer, total_tokens=usage["total_tokens"]),
             _event("StepEvent", **step, token_usage=usage),
             _event("UserObservationEvent", turn=index, content=shown),
         ]
@@ -96,16 +136,30 @@ def write_episode(folder: str | Path, episode: Episode, model: str, seconds: flo
     events.append(_event("FinishEvent", reason=episode.finish_reason, token_usage=_usage(episode)))
     summary = {"task": task_text, "system_prompts": [system], "num_steps": len(episode.turns), "errors": errors}
     summary |= {"finish_reason": episode.finish_reason, "token_usage": _usage(episode)}
+    trace = as_json({"started_at": NO_TIME, "finished_at": NO_TIME, "summary": summary, "events": events})
+    scored = {"is_solved": episode.solved, "score": episode.score, "metrics": episode.metrics}
+    ended = {"status": "completed", "error": None, "started_at": 0.0, "finished_at": float(seconds), "result": scored}
+    result = as_json(ended)
     own = {"schema": SCHEMA, "model": model, "runtime": episode.kind, "inspect_budget": episode.task.inspect_budget}
-    own |= {"taken": episode.taken, "turns": []}
+    own |= {"taken": episode.taken, "turns": [], "made_with": made_with}
     for turn in episode.turns:
         seen = {name: getattr(turn.observation, name, None) for name in KEPT}
         own["turns"].append(seen | {"protocol_error": turn.protocol_error})
-    result = {"is_solved": episode.solved, "score": episode.score, "metrics": episode.metrics}
     path = trace_path(folder, episode.task.task_id)
-    write_json(path, {"started_at": None, "finished_at": None, "summary": summary, "events": events, "knapsack": own})
-    ended = {"status": "completed", "error": None, "started_at": 0.0, "finished_at": seconds, "result": result}
-    write_json(result_path(path), ended)
+    discard_episode(folder, episode.task.task_id)
+    write_text(path, trace)
+    write_text(result_path(path), result)
+    write_sealed(details_path(path), own | {"trace_sha256": digest(trace), "result_sha256": digest(result)})
+
+
+def _verified(path: Path, remedy: str) -> dict:
+    """The details of the trace file ``path``; CorruptFileError if one of the three files is not as written."""
+    own = read_sealed(details_path(path), remedy)
+    if own.get("schema") != SCHEMA:
+        raise CorruptFileError(f"{details_path(path)} has the schema {own.get('schema')}, not {SCHEMA}; {remedy}")
+    check_digest(path, own["trace_sha256"], remedy)
+    check_digest(result_path(path), own["result_sha256"], remedy)
+    return own
 
 
 def _usage(spent: Turn | Episode) -> dict:
@@ -114,19 +168,25 @@ def _usage(spent: Turn | Episode) -> dict:
 
 
 def _event(kind: str, **data) -> dict:
-    return {"type": kind, "data": data, "timestamp": None}
+    return {"type": kind, "data": data, "timestamp": NO_TIME}
 
 
 def read_trace(path: str | Path) -> Trace:
-    """Read a trace and the result beside it. Raises CorruptFileError naming the file, the field and the remedy."""
+    """Read a trace, the result beside it, and the details if there are any: then all three must be as written.
+
+    Raises CorruptFileError naming the file, what is wrong (in a published trace: the field) and the remedy.
+    """
     path = Path(path)
-    trace, file = read_json(path), path
+    own, remedy, file = None, DOWNLOAD, path
+    if details_path(path).exists():
+        own, remedy = _verified(path, REMEDY), REMEDY
+    trace = read_json(path, remedy)
     if not result_path(path).exists():
-        raise CorruptFileError(f"{result_path(path)} is missing beside its trace; {REMEDY}")
-    result = read_json(result_path(path))
-    own = trace.get("knapsack")
+        raise CorruptFileError(f"{result_path(path)} is missing beside its trace; {remedy}")
+    result = read_json(result_path(path), remedy)
     cell = path.parent.parent.name.rsplit("_", 2)  # published folders say model, runtime and difficulty
-    published = dict(zip(("model", "runtime"), cell, strict=False)) if cell[1:2] and cell[1] in runtime.KINDS else {}
+    named = len(cell) == 3 and cell[1] in runtime.RUNTIME_KINDS
+    published = dict(zip(("model", "runtime"), cell, strict=False)) if named else {}
     try:
         summary = trace["summary"]
         steps = [event["data"] for event in trace["events"] if event["type"] == "StepEvent"]
@@ -134,8 +194,6 @@ def read_trace(path: str | Path) -> Trace:
         contents = {event["turn"]: event["content"] for event in shown}
         if summary["num_steps"] != len(steps):
             raise ValueError(f"summary.num_steps is {summary['num_steps']}, but {len(steps)} steps follow")
-        if own and (own["schema"] != SCHEMA or len(own["turns"]) != len(steps)):
-            raise ValueError(f"the key knapsack needs schema {SCHEMA} and {len(steps)} turns")
         facts = own or published
         kind = facts.get("runtime")
         messages = [
@@ -152,11 +210,14 @@ def read_trace(path: str | Path) -> Trace:
             seen = seen | ({"content": contents[step["turn"]]} if step["turn"] in contents else {})
             messages += [{"role": "assistant", "content": turn.text}, seen]
             turns.append(turn)
-        error, reason = (summary["errors"] or [None])[0], summary["finish_reason"]
+        reason = summary["finish_reason"]
+        error = summary["errors"][-1] if reason == "error" and summary["errors"] else None
         file = result_path(path)
         status, scored = result["status"], result["result"]
         if status == "completed" and scored is None:
             raise ValueError("a completed episode needs a result")
+        if own is None and status == "completed" and _unanswered(trace["events"]):
+            status = "unanswered"
         scored = scored or {"score": 0.0, "is_solved": False, "metrics": {}}
         times = (result["started_at"], result["finished_at"])
         return Trace(
@@ -176,9 +237,24 @@ def read_trace(path: str | Path) -> Trace:
             seconds=None if None in times else times[1] - times[0],
         )
     except KeyError as problem:
-        raise CorruptFileError(f"{file} lacks the field {problem}; {REMEDY}") from problem
+        raise CorruptFileError(f"{file} lacks the field {problem}; {remedy}") from problem
     except (TypeError, ValueError, AttributeError, IndexError) as problem:
-        raise CorruptFileError(f"{file} is not of the published format ({problem}); {REMEDY}") from problem
+        raise CorruptFileError(f"{file} is not of the published format ({problem}); {remedy}") from problem
+
+
+def _unanswered(events: list[dict]) -> bool:
+    """Whether an episode ended in model calls that failed for another reason than the conversation's length."""
+    failure, replied = "", False
+    for event in events:
+        if event["type"] in ("ModelResponseEvent", "StepEvent"):
+            failure, replied = "", True
+        elif event["type"] == "ErrorEvent":  # the released harness also notes errors of the code like this
+            text = str(event["data"]["error"])
+            if text.startswith("LLM ended unexpectedly"):  # a reply cut at its limit
+                failure, replied = "", True
+            elif text.startswith("LLM Call Failed") or not replied:
+                failure = text or "unknown"
+    return bool(failure) and not TOO_LONG.search(failure)
 
 
 def _turn(step: dict, extra: dict) -> Turn:
@@ -193,7 +269,7 @@ def _turn(step: dict, extra: dict) -> Turn:
 
 
 def _published_turn(step: dict, earlier: list[str | None]) -> Turn:
-    """A turn without the extra key: kinds of errors and missing bindings are told from texts and earlier code."""
+    """A turn without details: kinds of errors and missing bindings are told from texts and earlier code."""
     outcome, code, usage = step["interpreter_result"] or {}, step["code"], step["token_usage"]
     error, spent = (outcome.get("error") or "").strip(), (usage["prompt_tokens"], usage["completion_tokens"])
     if code is None:
@@ -202,7 +278,7 @@ def _published_turn(step: dict, earlier: list[str | None]) -> Turn:
     undefined = re.search(r"name '(\w+)' is not defined", last)
     kind, _, text = last.partition(": ")
     cap = re.search(r"tool.?calls?.*(limit|exceed)|too many tool", last, re.I) is not None
-    source = "cap" if cap else "tool" if "ToolRuntime" in last else "code"
+    source = "cap" if cap else "tool" if re.search(r"Tool(Runtime|Invocation)Exception", error) else "code"
     observation = Observation(
         output=outcome.get("output") or "",
         error_type=("NameError" if undefined else kind) if last else None,
@@ -214,20 +290,21 @@ def _published_turn(step: dict, earlier: list[str | None]) -> Turn:
     return Turn(step["assistant_text"], code, observation, None, *spent)
 
 
-def _bound(code: str) -> set[str]:
+@lru_cache(maxsize=256)  # each NameError of a long episode asks for every earlier block again
+def _bound(code: str) -> frozenset[str]:
     """Names that a block may bind at module level."""
     try:
         symbols = symtable.symtable(code, "turn", "exec").get_symbols()
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return set()
-    return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+        return frozenset()
+    return frozenset(symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported())
 
 
 def replay(
     task: Task,
     trace: Trace | Episode,
     max_tool_calls: int = runtime.MAX_TOOL_CALLS,
-    pool: pydantic_monty.Monty | None = None,
+    pool: InterpreterPool | None = None,
 ) -> Episode:
     """Execute the recorded replies again in a new environment and runtime; the score comes from what they do now.
 
@@ -316,23 +393,45 @@ def keep_pairs(
 
 
 def write_rows(path: str | Path, rows: Sequence[dict]) -> None:
-    """Write training rows, one JSON object a line."""
-    write_text(path, "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows))
+    """Write training rows, one JSON object a line, and their digest into ``digests.json`` beside them.
+
+    Rows that lie there already and are damaged are named on stderr.
+    """
+    path, remedy = Path(path), "it is written again"
+    try:
+        known = read_digests(path.parent, remedy)
+        if path.name in known:
+            check_digest(path, known[path.name], remedy)
+    except CorruptFileError as problem:
+        tell(problem)
+    text = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
+    write_text(path, text)
+    write_digests(path.parent, {path.name: digest(text)})
 
 
 def read_rows(path: str | Path) -> list[dict]:
-    """Read training rows. Raises CorruptFileError naming file and line: an opening, then replies and observations."""
-    *lines, rest = Path(path).read_text(encoding="utf-8").split("\n")
+    """Read training rows: an opening, then replies and observations.
+
+    Raises CorruptFileError naming the file, and the line if the rows have no digest beside them.
+    """
+    path, remedy = Path(path), "run notebook 02 again"
+    known = read_digests(path.parent, remedy)
+    if path.name in known:
+        check_digest(path, known[path.name], remedy)
+    try:
+        *lines, rest = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as problem:
+        raise CorruptFileError(f"{path} is no text ({problem}); {remedy}") from problem
     if rest or not lines:
-        raise CorruptFileError(f"{path} is empty or ends within line {len(lines) + 1}; run notebook 02 again")
+        raise CorruptFileError(f"{path} is empty or ends within line {len(lines) + 1}; {remedy}")
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             roles = [message["role"] for message in row["messages"] if isinstance(message["content"], str)]
         except (ValueError, KeyError, TypeError) as problem:
-            raise CorruptFileError(f"{path}, line {number} is no row ({problem!r}); run notebook 02 again") from problem
+            raise CorruptFileError(f"{path}, line {number} is no row ({problem!r}); {remedy}") from problem
         if len(roles) % 2 == 0 or roles != ["system"] + ["user", "assistant"] * (len(roles) // 2) or len(roles) < 3:
-            raise CorruptFileError(f"{path}, line {number} has the roles {roles}; run notebook 02 again")
+            raise CorruptFileError(f"{path}, line {number} has the roles {roles}; {remedy}")
         rows.append(row)
     return rows

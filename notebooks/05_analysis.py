@@ -16,9 +16,9 @@
 # %% [markdown]
 # # 05 · What happened
 #
-# Twelve cells were played: a base model and its two adapters (trained on persistent or on stateless traces), each in
-# both runtimes, on two splits. This notebook reads the files that the episodes left behind and nothing else. Every
-# number in its text is computed in the cell above it, so the text holds for whatever the run showed.
+# A *cell* is a model in a runtime on a split of tasks. This notebook reads the files that the episodes of the cells
+# left behind and nothing else: those of the run, or downloaded ones in the layout of the paper's data set. Every number
+# in its text is computed, so the text holds for whatever was played; what was not played is left out, and said.
 #
 # P→S is short for *trained on persistent traces, run in the stateless runtime*.
 
@@ -26,37 +26,41 @@
 run_folder: str = "runs/nano"  # folder of the run, relative to the repository
 seed: int = 0  # of the bootstrap
 n_resamples: int = 5000  # bootstrap resamples of every interval
+source: str = "run"  # "run", or "published": traces in the layout of the paper's data set
+published_folder: str = ""  # that folder, with source "published"
 
 # %%
 import time
 
 import pandas as pd
-from IPython.display import Image, Markdown, display
+from IPython.display import Markdown, display
 
 from knapsack import figures, metrics, report, statistics
 from knapsack.runs import open_run
 
 started = time.perf_counter()
 run = open_run(run_folder)
+folder = metrics.source_folder(run, source, published_folder)
 
 # %% [markdown]
 # ## The cells
 #
 # One row an episode goes to `results/episodes.csv`, one row a cell to `results/cells.csv`. *Unscored* tasks have no
-# completed episode (a failed server, an interrupted run): they are counted here and are in no mean.
+# completed episode (a failed server, an interrupted run): they are counted and are in no mean.
 
 # %%
-episodes, cells = metrics.write_results(run, n_resamples, seed)
+episodes, cells = metrics.write_results(run, n_resamples, seed, folder)
 turns = pd.read_csv(run.results / "turns.csv")
+display(Markdown(report.overview(episodes)))
 cells.groupby("split", sort=False)[["n", "unscored"]].sum()
 
 # %% [markdown]
 # ## Table 2, beside the paper
 #
 # Score is normalized optimality in percent. Brackets are 95 % percentile bootstrap intervals. Tokens are prompt and
-# completion tokens of all calls of an episode; points per 1k tokens are score points per 1,000 of them. An empty
-# paper column means that the paper does not list the number. The models differ in size by orders of magnitude, so
-# compare the *pattern* across cells, not the columns.
+# completion tokens of all calls of an episode; points per 1k tokens are score points per 1,000 of them. Where the
+# paper's column is empty, the paper does not list the number. Unless the models are the paper's, compare the *pattern*
+# across cells, not the columns.
 
 # %%
 table = report.table_two(cells, episodes, n_resamples, seed)
@@ -67,16 +71,17 @@ display(Markdown(report.write_table(run.tables, "table2", table)))
 
 # %%
 parameters = {"run_folder": run_folder, "seed": seed, "n_resamples": n_resamples}
+parameters |= {"source": source, "published_folder": published_folder}
 drawn = figures.draw_all(run, episodes, turns, "05_analysis", parameters)
-display(Image(drawn["train_runtime_matrix"], width=900))
+display(figures.shown(drawn["train_runtime_matrix"], 900))
 
 # %% [markdown]
 # ## What quality costs
 #
-# Up is better, left is cheaper. A ring is the teacher that wrote the traces, on the same tasks.
+# Up is better, left is cheaper. A ring, if there is one, is the teacher that wrote the traces, on the same tasks.
 
 # %%
-display(Image(drawn["cost_quality"], width=900))
+display(figures.shown(drawn["cost_quality"], 900))
 
 # %% [markdown]
 # ## Names that are gone
@@ -85,13 +90,13 @@ display(Image(drawn["cost_quality"], width=900))
 # existed is not counted here.
 
 # %%
-display(Image(drawn["missing_bindings"], width=480))
+display(figures.shown(drawn["missing_bindings"], 480))
 
 # %% [markdown]
 # ## Where the tokens go
 
 # %%
-display(Image(drawn["tokens_by_turn"], width=900))
+display(figures.shown(drawn["tokens_by_turn"], 900))
 
 # %% [markdown]
 # ## The amnesia tax
@@ -101,8 +106,7 @@ display(Image(drawn["tokens_by_turn"], width=900))
 
 # %%
 for split in dict.fromkeys(episodes["split"]):
-    ratio, low, high = report.amnesia_tax(episodes, split, n_resamples, seed)
-    display(Markdown(f"**{split}:** {ratio:.2f} × [{low:.2f}–{high:.2f}]"))
+    display(Markdown(report.amnesia_sentence(episodes, split, n_resamples, seed)))
 
 # %% [markdown]
 # ## Tests
@@ -114,10 +118,11 @@ for split in dict.fromkeys(episodes["split"]):
 # %%
 tests = statistics.tests_table(episodes, n_resamples, seed)
 metrics.write_csv(run.results / "tests.csv", tests)
-display(Markdown(report.write_table(run.tables, "tests", report.tests_shown(tests))))
+none = "No two cells that the study compares were played."
+display(Markdown(report.write_table(run.tables, "tests", report.tests_shown(tests), none)))
 
 # %% [markdown]
-# ## What this run shows, what it does not
+# ## What this shows, what it does not
 
 # %%
 for split, paper, shown in report.findings(episodes, n_resamples, seed):
@@ -127,10 +132,10 @@ for split, paper, shown in report.findings(episodes, n_resamples, seed):
 # What no number above can say:
 #
 # * A difference that is not significant is not shown to be absent. The intervals say how large it may still be.
-# * There is one base model, one task family and one training seed in a run. Another seed is another run.
-# * Training sets are matched by task, not by tokens: the stateless adapter has read more text.
-# * The prompt names the runtime in every cell, so persistence and its cue are not told apart. The last two points
-#   hold for the paper as well.
+# * There is one task family, and one training of each model. Another training seed is another run.
+# * Training sets matched by task, as here and in the paper, are not matched by tokens: the stateless adapter has read
+#   more text.
+# * The prompt names the runtime in every cell, here and in the paper, so persistence and its cue are not told apart.
 
 # %%
 run.record("05_analysis", parameters, round(time.perf_counter() - started, 1))

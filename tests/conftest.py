@@ -1,6 +1,9 @@
 """Fixtures that several test files share."""
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,3 +18,38 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def checkout() -> Path:
     """The folder with run_notebooks.py, notebooks/ and knapsack/."""
     return CHECKOUT
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=3, help="how often test_killed.py kills the report")
+
+
+@pytest.fixture(scope="session")
+def smallest() -> dict:
+    """Parameters with which the five notebooks take the least time and still do everything."""
+    return {
+        "n_train": 8,
+        "n_pairs": 3,
+        "n_easy": 2,
+        "n_hard": 1,
+        "max_turns": 8,
+        "max_new_tokens": 48,
+        "rank": 2,
+        "epochs": 3.0,
+        "warmup": 0.0,  # with warm-up, the first of so few steps would have a learning rate of 0
+        "n_resamples": 50,
+        "processes": 1,
+    }
+
+
+@pytest.fixture(scope="session")
+def smallest_report(smallest, tmp_path_factory):
+    """The folder of a run of all five notebooks at their smallest, and how run_notebooks.py ended (``seconds``)."""
+    folder = tmp_path_factory.mktemp("report") / "run"
+    command = [sys.executable, CHECKOUT / "run_notebooks.py", "--out", folder]
+    for name, value in smallest.items():
+        command += ["-p", f"{name}={value}"]
+    began = time.monotonic()
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, timeout=600)
+    finished.seconds = time.monotonic() - began
+    return folder, finished

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from knapsack import agent, traces
 from knapsack.agent import Episode, EpisodeSettings, Reply
-from knapsack.files import write_json
+from knapsack.files import write_sealed
 from knapsack.runtime import interpreter_pool
 from knapsack.tasks import KnapsackConfig, Task, sample_split, sample_task
 
@@ -86,7 +86,7 @@ def write_run(folder: str | Path, n: int = 4, splits=("easy", "hard"), cells=CEL
                     done = play(task, kind, texts_of(model, kind, task, number), 6, pool=pool)
                     spent = (done.prompt_tokens + 9 * done.completion_tokens) / 1000
                     traces.write_episode(cell, done, model, spent)
-                write_json(cell / "settings.json", {"task_ids": [task.task_id for task in tasks]})
+                write_sealed(cell / "settings.json", {"task_ids": [task.task_id for task in tasks]})
     return Path(folder)
 
 

@@ -3,11 +3,9 @@
 import json
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from knapsack.environment import KnapsackEnvironment
-from knapsack.tasks import Item, KnapsackConfig, Task, sample_task
+from knapsack.tasks import Item, Task
 
 # Optimum b + c: value 90 at weight 10. "d" is of a class that is not allowed.
 ITEMS = {"a": Item(6, 50, "A"), "b": Item(5, 45, "A"), "c": Item(5, 45, "B"), "d": Item(1, 99, "C")}
@@ -78,6 +76,13 @@ def test_only_the_optimum_is_solved(environment):
     assert (environment.score, environment.solved) == (1.0, True)
 
 
+def test_almost_the_optimum_is_not_solved():
+    items = {"a": Item(1, 100_000, "A"), "b": Item(1, 99_999, "A")}
+    environment = KnapsackEnvironment(Task("t", 0, items, 1, ("A",), 2, ("A",), ("a",), 100_000, 1))
+    environment.take_item("b")
+    assert environment.score > 0.9999 and not environment.solved
+
+
 def test_metrics_are_those_of_the_published_format(environment):
     environment.inspect("a")
     environment.take_item("a")
@@ -95,20 +100,3 @@ def test_metrics_are_those_of_the_published_format(environment):
 def test_finish_is_recorded_and_tools_are_the_four(environment):
     assert list(environment.tools) == ["list_items", "inspect", "take_item", "finish"]
     assert environment.tools["finish"]() is None and environment.finished
-
-
-@given(st.integers(0, 10**6), st.randoms(use_true_random=False))
-@settings(max_examples=30, deadline=None)
-def test_score_lies_between_nothing_and_the_optimum(seed, source):
-    """Whatever is tried, capacity and classes hold and the score stays in [0, 1]."""
-    task = sample_task(seed, KnapsackConfig.easy())
-    environment = KnapsackEnvironment(task)
-    for item_id in source.sample(list(task.items), len(task.items)):
-        try:
-            environment.take_item(item_id)
-        except (PermissionError, RuntimeError):
-            pass
-        assert 0.0 <= environment.score <= 1.0
-    assert environment.weight <= task.capacity
-    assert all(task.items[i].item_class in task.allowed_classes for i in environment.taken)
-    assert environment.solved == (environment.value == task.optimal_value)

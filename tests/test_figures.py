@@ -8,7 +8,7 @@ import pytest
 import scripted
 from matplotlib.text import Text
 
-from knapsack import figures, metrics, report
+from knapsack import figures, metrics, report, statistics
 from knapsack.files import write_text
 from knapsack.runs import Run
 
@@ -94,10 +94,73 @@ def test_one_split_one_cell_and_one_episode_can_be_drawn(drawn):
         assert len(data) == 1
 
 
-def test_nothing_completed_is_said(drawn):
+def relabelled(frame, model, runtime):
+    return frame[(frame["model"] == "base") & (frame["runtime"] == "persistent")].assign(model=model, runtime=runtime)
+
+
+def test_other_models_and_all_runtimes_fit_the_page(drawn):
+    _, episodes, _, turns = drawn
+    many = [
+        pd.concat([relabelled(frame, m, r) for m in ("base", "qwen3-8b-instruct", "glm-4") for r in metrics.RUNTIMES])
+        for frame in (episodes, turns)
+    ]
+    for draw in drawings(*many):
+        with figures.rc_context(figures.style()):
+            figure, data = draw()
+            figure.draw_without_rendering()
+        box = figure.get_tightbbox()
+        assert box.x0 >= 0 and box.y0 >= 0
+        assert box.x1 <= figure.get_figwidth() and box.y1 <= figure.get_figheight()
+        assert set(data["runtime"]) == set(metrics.RUNTIMES)
+    colours = figures._colours(data["model"])
+    assert len({colours[model] for model in set(data["model"])}) == 3
+    assert figures.cell_name("persistent", "carry-over") == "P→carry-over"
+
+
+def test_what_was_not_played_takes_no_room(drawn):
+    _, episodes, _, turns = drawn
+    aligned = [frame[(frame["model"] == frame["runtime"]) & (frame["split"] == "hard")] for frame in (episodes, turns)]
+    home = [frame[frame["runtime"] == "stateless"] for frame in aligned]
+    for few, runtimes in ((aligned, 2), (home, 1)):
+        for draw in drawings(*few):
+            figure, _ = draw()
+            assert all(ax.has_data() and "easy" not in ax.get_title() for ax in figure.axes)
+        figure, _ = figures.matrix(few[0], n_resamples=50)
+        assert [len(ax.get_xticklabels()) for ax in figure.axes] == [runtimes] * 2
+        assert ("blank: no completed episode" in figure.get_supxlabel()) == (runtimes == 2)
+    two = [frame[frame["task_id"].isin(sorted(set(frame["task_id"]))[:2])] for frame in aligned]
+    figure, _ = figures.tokens_by_turn(two[1], n_resamples=50)
+    assert all(line.get_xdata().size for ax in figure.axes for line in ax.lines)
+    assert "at least 2" in figure.get_supxlabel()
+
+
+def test_unscored_episodes_are_counted_below_the_matrix(drawn):
     _, episodes, _, _ = drawn
-    with pytest.raises(ValueError, match="notebook 04"):
-        figures.cost_quality(episodes.assign(status="error"))
+    late = episodes.assign(status=["timeout" if k % 9 == 0 else "completed" for k in range(len(episodes))])
+    unscored = int((late[late["model"] != "teacher"]["status"] == "timeout").sum())
+    figure, data = figures.matrix(late, n_resamples=50)
+    assert data["unscored"].sum() == unscored > 0
+    assert f"unscored: {unscored}." in figure.get_supxlabel()
+
+
+def test_nothing_completed_is_said(drawn, tmp_path):
+    _, episodes, _, turns = drawn
+    failed, run = episodes.assign(status="error", score=float("nan")), Run(tmp_path)
+    with pytest.raises(figures.NothingToShow, match="notebook 04"):
+        figures.cost_quality(failed)
+    run.figures.mkdir(parents=True)
+    (run.figures / "cost_quality.png").write_bytes(b"of an earlier run")
+    shown = figures.draw_all(run, failed, turns.head(0), "05_analysis", PARAMETERS)
+    assert list(shown) == NAMES and all(isinstance(text, str) and text.endswith(".") for text in shown.values())
+    assert [path.name for path in run.figures.iterdir()] == ["manifest.json"]
+    assert figures.shown(shown["cost_quality"], 900).data == shown["cost_quality"]
+    assert "0 of 64 episodes are scored. Unscored: 64 error." in report.overview(failed)
+    table = report.table_two(metrics.cell_table(failed, 50), failed, 50)
+    assert set(table["unscored"]) == {"4"} and set(table["score %"]) == {""}
+    assert all("Not measured" in text for _, _, text in report.findings(failed, 50))
+    assert "nan" not in report.amnesia_sentence(failed, "easy", 50)
+    none = statistics.tests_table(failed[failed["model"] == "teacher"].head(4), 50)
+    assert report.write_table(tmp_path, "tests", report.tests_shown(none), "Nothing.") == "Nothing."
 
 
 def test_publish_leaves_exactly_the_runs_figures(drawn, tmp_path):
@@ -175,3 +238,28 @@ def test_sentences_also_say_the_opposite():
     assert "not significant, as in version 1" in sentences(0.0, 0.4, 40, 1010, 0.5)[1]
     assert "better away from home" in sentences(-0.5, 0.4, 40, 1010, 0.5)[1]
     assert not any("equal" in text for text in sentences(0.7, 0.7, 32, 3500, 0.02))
+
+
+def test_the_overview_says_what_is_there_and_what_is_not():
+    frame = pd.DataFrame(cell("base", "persistent", [0.1] * 3, 10) + cell("qwen3", "carry-over", [0.2] * 3, 10))
+    frame = frame.assign(finish_reason=["error", *["finish_tool"] * 5], inspected=[float("nan"), *[0.5] * 5])
+    frame.loc[[4, 5], "status"] = ["timeout", "unanswered"]
+    assert report.overview(frame) == (
+        "2 cells: base and qwen3; in the persistent and carry-over runtime; on easy. "
+        "Not every model was played in every runtime on every split. 4 of 6 episodes are scored. "
+        "Unscored: 1 timeout and 1 unanswered. "
+        "Ended by an error such as a full context, and scored as they stood: 1. "
+        "Inspection budget unknown, for want of the task's file: 1; `inspected` is empty there."
+    )
+    whole = report.overview(frame.head(3).assign(finish_reason="finish_tool", inspected=1.0))
+    assert whole == "1 cell: base; in the persistent runtime; on easy. 3 of 3 episodes are scored."
+
+
+def test_a_handful_of_tasks_is_not_called_no_difference():
+    def about(n):
+        frame = cell("persistent", "persistent", [0.9 - 0.01 * i for i in range(n)], 10)
+        frame += cell("stateless", "stateless", [0.1] * n, 10) + cell("persistent", "stateless", [0.1] * n, 10)
+        return [text for _, _, text in report.findings(pd.DataFrame(frame), 50)][:2]
+
+    assert all("too few tasks" in text and "not significant" not in text for text in about(5))
+    assert all("significant" in text for text in about(6))

@@ -5,10 +5,24 @@ import sys
 from pathlib import Path
 
 import pytest
+from damage import HOW, damage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knapsack.files import CorruptFileError, read_json, write_json, write_text
+from knapsack.files import (
+    CorruptFileError,
+    FolderInUseError,
+    check_digest,
+    digest,
+    read_digests,
+    read_json,
+    read_sealed,
+    write_digests,
+    write_json,
+    write_sealed,
+    write_text,
+    writing,
+)
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 VALUES = st.recursive(
@@ -76,3 +90,75 @@ def test_text_that_cannot_be_encoded_leaves_the_old_content(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "half of a pair: \ud83d")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@given(value=st.dictionaries(TEXT.filter(lambda key: key != "sha256"), VALUES, max_size=5), data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_a_sealed_file_is_read_whole_or_named(file, value, data):
+    write_sealed(file, value)
+    assert read_sealed(file, "do it") == value
+    damage(file, data.draw(st.sampled_from([*HOW, "missing"])), data.draw(st.integers(0, 2**32)))
+    with pytest.raises(CorruptFileError, match=r"value\.json.*do it"):
+        read_sealed(file, "do it")
+
+
+def test_every_single_bit_of_a_sealed_file_counts(file):
+    write_sealed(file, {"a": [1.5, 1e-7, True, None, "\t\x1b é"], "b": {"c": -2}})
+    whole = file.read_bytes()
+    for place in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[place // 8] ^= 1 << place % 8
+        file.write_bytes(changed)
+        with pytest.raises(CorruptFileError, match="do it"):
+            read_sealed(file, "do it")
+
+
+def test_a_second_writer_is_refused_and_a_later_one_is_not(tmp_path):
+    with writing(tmp_path / "run"):
+        with pytest.raises(FolderInUseError, match=r"another process is writing to .*run: wait for it, or choose"):
+            with writing(tmp_path / "run", patience=0.05):
+                pytest.fail("two writers at once")
+        with writing(tmp_path / "other", patience=0):
+            pass
+    with pytest.raises(KeyError), writing(tmp_path / "run", patience=0):
+        raise KeyError
+    with writing(tmp_path / "run", patience=0):
+        pass
+
+
+def test_a_killed_writer_is_waited_for_and_its_temporary_files_go(tmp_path):
+    program = (
+        "import os, pathlib, sys, time\nfrom knapsack.files import writing\n"
+        "with writing(sys.argv[1]):\n"
+        "    pathlib.Path(sys.argv[1], 'cell').mkdir()\n"
+        "    pathlib.Path(sys.argv[1], 'cell', '.a.json.1.tmp').write_text('half')\n"
+        "    pathlib.Path(sys.argv[1], 'cell', 'a.json').write_text('{}')\n"
+        "    print('holds it', flush=True)\n    time.sleep(1)\n    os.kill(os.getpid(), 9)\n"
+    )
+    root = Path(__file__).parent.parent
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, cwd=root) as process:
+        assert process.stdout.readline() == b"holds it\n"
+        with writing(tmp_path, patience=30):
+            assert [path.name for path in (tmp_path / "cell").iterdir()] == ["a.json"]
+    assert process.returncode == -9
+
+
+def test_a_folder_that_cannot_be_locked_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match=r"cannot write.*free or unlock the disk.*file"):
+        with writing(tmp_path / "file"):
+            pytest.fail("no folder to write to")
+
+
+def test_digests_tell_which_file_changed(tmp_path):
+    write_text(tmp_path / "a", "ä")
+    write_digests(tmp_path, {"a": digest("ä")})
+    known = read_digests(tmp_path, "do it")
+    check_digest(tmp_path / "a", known["a"], "do it")
+    (tmp_path / "a").write_text("o")
+    with pytest.raises(CorruptFileError, match="a is not as it was written; do it"):
+        check_digest(tmp_path / "a", known["a"], "do it")
+    (tmp_path / "a").unlink()
+    with pytest.raises(CorruptFileError, match="a is missing; do it"):
+        check_digest(tmp_path / "a", known["a"], "do it")
+    assert read_digests(tmp_path / "elsewhere", "do it") == {}

@@ -3,17 +3,20 @@
 import dataclasses
 import json
 import random
+import resource
 import shutil
 import socket
+from functools import partial
 
 import pytest
 import torch
+from damage import HOW, damage
 from peft import PeftModel
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from knapsack import finetune as ft
-from knapsack.files import CorruptFileError
+from knapsack.files import CorruptFileError, FolderInUseError, writing
 from knapsack.prompts import render
 
 RECIPE = ft.Recipe(
@@ -55,6 +58,13 @@ def trained(base, tmp_path_factory):
         patch.setattr(socket.socket, "connect", refuse)
         patch.setattr(socket, "getaddrinfo", refuse)
         return folder, ft.finetune(RECIPE, make_rows(40), str(base), folder, progress=False)
+
+
+FINISHED = ["adapter/adapter_config.json", "adapter/adapter_model.safetensors", "training.json"]
+
+
+def files(folder) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*") if path.is_file())
 
 
 def weights(folder) -> bytes:
@@ -117,7 +127,7 @@ def test_a_training_learns_and_reports(base, trained):
     assert 0 < report.labelled_tokens < report.tokens == report.trained_tokens
     assert report.adapter_bytes == len(weights(folder)) and report.base == "tiny"
     assert report.trained_parameters == 4 * 2 * (3 * (32 + 48) + 2 * (32 + 32) + 2 * (32 + 32))
-    assert sorted(path.name for path in folder.iterdir()) == ["adapter", "training.json"]
+    assert files(folder) == FINISHED
     written = "".join(p.read_text() for p in [folder / "training.json", folder / "adapter" / "adapter_config.json"])
     assert str(base.parent) not in written and str(folder) not in written
 
@@ -165,7 +175,7 @@ def test_an_interrupted_training_goes_on_to_the_same_adapter(base, trained, tmp_
     assert weights(tmp_path) == weights(whole)
     assert (resumed.losses, resumed.validation) == (report.losses, report.validation)
     assert resumed.trained_tokens < report.trained_tokens
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "training.json"]
+    assert files(tmp_path) == FINISHED
 
 
 def test_a_finished_training_is_not_repeated_and_another_is_refused(base, trained, tmp_path, monkeypatch):
@@ -186,19 +196,118 @@ def test_a_finished_training_is_not_repeated_and_another_is_refused(base, traine
     assert report.recipe["learning_rate"] == 1e-3 and weights(folder) != weights(trained[0])
 
 
-def test_a_damaged_result_is_named(base, trained, tmp_path):
+class Again(Exception):
+    """A training begins."""
+
+
+@pytest.mark.parametrize("name", FINISHED)
+@pytest.mark.parametrize("how", [*HOW, "missing"])
+def test_a_damaged_result_is_named_and_would_be_made_again(base, trained, tmp_path, monkeypatch, capsys, name, how):
     folder = tmp_path / "copy"
     shutil.copytree(trained[0], folder)
-    path = folder / "adapter" / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CorruptFileError, match=r"adapter_model.safetensors is not what training.json describes"):
+
+    def begin(*_):
+        raise Again
+
+    monkeypatch.setattr(ft, "_train", begin)
+    damage(folder / name, how)
+    if (name, how) != ("training.json", "missing"):
+        with pytest.raises(CorruptFileError, match=f"{name} .*; run notebook 03 again"):
+            ft.check_adapter(folder)
+    with pytest.raises(Again):
         ft.finetune(RECIPE, make_rows(40), str(base), folder)
-    (folder / "training.json").write_text('{"report": {}}')
-    with pytest.raises(CorruptFileError, match=r"training.json is not a training record"):
-        ft.finetune(RECIPE, make_rows(40), str(base), folder)
-    (folder / "training.json").write_text('{"report"')
-    with pytest.raises(CorruptFileError, match=r"training.json is not valid JSON"):
-        ft.finetune(RECIPE, make_rows(40), str(base), folder)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"damaged: {folder / name} ") and told.endswith("; the adapter is trained again")
+    assert files(folder) == []  # nothing half-known is left to be used
+
+
+def test_a_damaged_adapter_of_another_recipe_is_still_refused(base, trained, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained[0], folder)
+    damage(folder / "adapter" / "adapter_model.safetensors", "truncated")
+    with pytest.raises(ValueError, match=r"another recipe.rank \(4, now 5\); run again with --fresh"):
+        ft.finetune(dataclasses.replace(RECIPE, rank=5), make_rows(40), str(base), folder)
+
+
+def test_an_adapter_made_again_is_the_same(base, trained, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained[0], folder)
+    damage(folder / "adapter" / "adapter_model.safetensors", "bit flipped")
+    report = ft.finetune(RECIPE, make_rows(40), str(base), folder, progress=False)
+    for name in FINISHED[:2]:
+        assert (folder / name).read_bytes() == (trained[0] / name).read_bytes()
+    assert (report.losses, report.validation) == (trained[1].losses, trained[1].validation)
+
+
+@pytest.fixture(scope="module")
+def stopped(base, tmp_path_factory):
+    """The folder of a training that was stopped after step 22 of 27, with its checkpoints of steps 10 and 20."""
+    folder, step, calls = tmp_path_factory.mktemp("stopped"), Trainer.training_step, []
+
+    def interrupt(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 23:
+            raise KeyboardInterrupt
+        return step(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "training_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            ft.finetune(RECIPE, make_rows(40), str(base), folder, progress=False)
+    return folder
+
+
+def test_any_damage_to_a_checkpoint_is_named_and_the_one_before_is_used(stopped, tmp_path, capsys):
+    (place,) = (stopped / "checkpoints").iterdir()
+    names = sorted(path.name for path in (place / "checkpoint-20").iterdir())
+    assert {"adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"} < set(names)
+    for number, name in enumerate(names):
+        for how in [*HOW, "missing"]:
+            shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+            shutil.copytree(place, tmp_path / "copy")
+            assert ft._last_checkpoint(tmp_path / "copy") == (20, str(tmp_path / "copy" / "checkpoint-20"))
+            damage(tmp_path / "copy" / "checkpoint-20" / name, how, number)
+            assert ft._last_checkpoint(tmp_path / "copy") == (10, str(tmp_path / "copy" / "checkpoint-10"))
+            told = capsys.readouterr().err
+            if (name, how) == ("digests.json", "missing"):  # as when stopped while writing
+                assert told == ""
+            else:
+                assert told.startswith(f"damaged: {tmp_path / 'copy' / 'checkpoint-20' / name} ")
+            assert [path.name for path in (tmp_path / "copy").iterdir()] == ["checkpoint-10"]
+
+
+@pytest.mark.parametrize(("steps", "start"), [([20], 10), ([20, 10], 0)])
+def test_a_training_that_goes_on_before_damaged_checkpoints_ends_the_same(
+    base, trained, stopped, tmp_path, capsys, steps, start
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(stopped, folder)
+    for step in steps:
+        (checkpoint,) = (folder / "checkpoints").glob(f"*/checkpoint-{step}")
+        damage(checkpoint / "optimizer.pt", "bit flipped", step)
+    report = ft.finetune(RECIPE, make_rows(40), str(base), folder, progress=False)
+    assert report.resumed_from == start and capsys.readouterr().err.count("damaged: ") == len(steps)
+    assert weights(folder) == weights(trained[0])
+    assert (report.losses, report.validation) == (trained[1].losses, trained[1].validation)
+
+
+@pytest.mark.parametrize("limit", [10_000, 25_000])  # bytes: less than the weights, less than the optimizer's state
+def test_a_full_disk_is_named_with_the_remedy(base, tmp_path, limit):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:  # a limit on file sizes stands for the full disk: it holds for root too
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        with pytest.raises(OSError, match=r"cannot write to .*checkpoints.*; free or unlock the disk and run again"):
+            ft.finetune(RECIPE, make_rows(40), str(base), tmp_path, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (place,) = (tmp_path / "checkpoints").iterdir()
+    assert ft._last_checkpoint(place) == (0, None)  # what was written of it is not gone on from
+
+
+def test_two_trainings_into_one_folder_at_once(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(ft, "writing", partial(writing, patience=0))
+    with writing(tmp_path), pytest.raises(FolderInUseError, match="another process is writing to"):
+        ft.finetune(RECIPE, make_rows(4), str(base), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import shutil
 import pandas as pd
 import pytest
 import scripted
+from damage import HOW, damage
 
 from knapsack import metrics, traces
 from knapsack.files import CorruptFileError
@@ -94,25 +95,54 @@ def test_the_persistent_model_misses_names_only_in_the_stateless_runtime(run):
 def test_unscored_tasks_are_counted_and_in_no_mean(run):
     before = metrics.write_results(run, 100)[1].set_index(["model", "runtime", "split"])
     cell = run.evaluation("stateless", "persistent", "easy")
-    gone, failed = sorted((cell / "knapsack").glob("*.trace.json"))[:2]
-    traces.result_path(gone).unlink()
-    gone.unlink()
-    result = json.loads(traces.result_path(failed).read_text())
-    traces.result_path(failed).write_text(json.dumps(result | {"status": "timeout", "error": "900 s"}))
+    gone, stopped = sorted((cell / "knapsack").glob("*.trace.json"))[:2]
+    for path in (gone, traces.result_path(gone), traces.details_path(gone)):
+        path.unlink()
+    traces.details_path(stopped).unlink()  # the last file that a whole episode gets
     episodes, cells = metrics.write_results(run, 100)
     row = cells.set_index(["model", "runtime", "split"]).loc[("stateless", "persistent", "easy")]
     assert (row["n"], row["unscored"]) == (2, 2)
     kept = episodes[(episodes["model"] == "stateless") & (episodes["runtime"] == "persistent")]
-    assert sorted(kept[kept["split"] == "easy"]["status"]) == ["completed"] * 2 + ["missing", "timeout"]
+    assert sorted(kept[kept["split"] == "easy"]["status"]) == ["completed"] * 2 + ["missing"] * 2
     assert row["score_mean"] == kept[kept["split"] == "easy"]["score"].mean()
     assert before.drop(index=("stateless", "persistent", "easy")).equals(
         cells.set_index(["model", "runtime", "split"]).drop(index=("stateless", "persistent", "easy"))
     )
 
 
+def test_an_episode_that_others_could_not_finish_is_unscored(run):
+    cell = run.evaluation("stateless", "persistent", "easy")
+    shutil.rmtree(cell / "details")  # as if downloaded
+    (cell / "settings.json").unlink()
+    failed = traces.result_path(next((cell / "knapsack").glob("*.trace.json")))
+    failed.write_text(json.dumps(json.loads(failed.read_text()) | {"status": "timeout", "error": "900 s"}))
+    episodes, cells = metrics.write_results(run, 100)
+    row = cells.set_index(["model", "runtime", "split"]).loc[("stateless", "persistent", "easy")]
+    assert (row["n"], row["unscored"]) == (3, 1)
+    assert episodes["status"].value_counts()["timeout"] == 1
+
+
+@pytest.mark.parametrize("name", ["trace", "result", "details", "settings"])
+@pytest.mark.parametrize("how", HOW)
+def test_a_damaged_file_is_named_and_never_counted_as_something_else(run, name, how):
+    cell = run.evaluation("base", "persistent", "easy")
+    trace = next(cell.glob("knapsack/*.trace.json"))
+    path = {"trace": trace, "result": traces.result_path(trace), "details": traces.details_path(trace)}.get(name)
+    path = path or cell / "settings.json"
+    damage(path, how)
+    with pytest.raises(CorruptFileError, match="run notebook 04 again") as error:
+        metrics.read_cells(cell.parent)
+    assert str(path) in str(error.value)
+    if name != "details":  # without those the episode is unfinished
+        path.unlink()
+        with pytest.raises(CorruptFileError, match=f"{path.name} is missing"):
+            metrics.read_cells(cell.parent)
+
+
 def test_a_cell_without_any_episode_is_a_row(run):
     cell = run.evaluation("base", "persistent", "hard")
     shutil.rmtree(cell / "knapsack")
+    shutil.rmtree(cell / "details")
     cells = metrics.write_results(run, 100)[1].set_index(["model", "runtime", "split"])
     row = cells.loc[("base", "persistent", "hard")]
     assert (row["n"], row["unscored"]) == (0, 4) and pd.isna(row["score_mean"])

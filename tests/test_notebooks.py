@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import jupytext
 import nbformat
@@ -11,20 +9,6 @@ import papermill
 import pytest
 
 STEPS = ["01_generate", "02_traces", "03_finetune", "04_evaluate", "05_analysis"]
-SMALLEST = {
-    "n_train": 8,
-    "n_pairs": 3,
-    "n_easy": 2,
-    "n_hard": 1,
-    "max_turns": 8,
-    "max_new_tokens": 48,
-    "rank": 2,
-    "epochs": 3.0,
-    "warmup": 0.0,  # with warm-up, the first of so few steps would have a learning rate of 0
-    "n_resamples": 50,
-    "processes": 1,
-}
-
 
 def test_the_report_is_these_five_notebooks(checkout):
     assert sorted(path.stem for path in (checkout / "notebooks").glob("*.ipynb")) == STEPS
@@ -63,25 +47,13 @@ def test_committed_outputs_are_of_a_whole_run_and_name_no_machine(checkout, step
     assert [text for text in texts if str(checkout) in text or "Traceback" in text or "Warning" in text] == []
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    """A run of all five notebooks at their smallest, and what run_notebooks.py printed."""
-    from conftest import CHECKOUT
-
-    folder = tmp_path_factory.mktemp("report") / "run"
-    command = [sys.executable, CHECKOUT / "run_notebooks.py", "--out", folder]
-    for name, value in SMALLEST.items():
-        command += ["-p", f"{name}={value}"]
-    return folder, subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, timeout=600)
-
-
 def rows(path) -> list[dict]:
     with open(path, newline="", encoding="utf-8") as handle:
         return list(csv.DictReader(handle))
 
 
-def test_the_whole_report_runs(report):
-    folder, finished = report
+def test_the_whole_report_runs(smallest_report):
+    folder, finished = smallest_report
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count(" done ") == 5
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -91,26 +63,26 @@ def test_the_whole_report_runs(report):
         assert [out for cell in cells for out in cell.get("outputs", []) if out.output_type == "error"] == []
 
 
-def test_the_report_holds_every_cell_of_the_design(report):
-    folder, _ = report
+def test_the_report_holds_every_cell_of_the_design(smallest, smallest_report):
+    folder, _ = smallest_report
     cells = rows(folder / "results" / "cells.csv")
     found = {(row["model"], row["runtime"], row["split"]): int(row["n"]) for row in cells}
     for model in ("base", "persistent", "stateless", "teacher"):
         for runtime in ("persistent", "stateless"):
-            assert found.pop((model, runtime, "easy")) == SMALLEST["n_easy"]
-            assert found.pop((model, runtime, "hard")) == SMALLEST["n_hard"]
+            assert found.pop((model, runtime, "easy")) == smallest["n_easy"]
+            assert found.pop((model, runtime, "hard")) == smallest["n_hard"]
     assert not found
 
 
-def test_the_adapters_differ(report):
-    folder, _ = report
+def test_the_adapters_differ(smallest_report):
+    folder, _ = smallest_report
     adapters = [folder / "training" / kind / "adapter" for kind in ("persistent", "stateless")]
     weights = [adapter / "adapter_model.safetensors" for adapter in adapters]
     assert weights[0].read_bytes() != weights[1].read_bytes()
 
 
-def test_the_report_draws_its_figures(report):
-    folder, _ = report
+def test_the_report_draws_its_figures(smallest_report):
+    folder, _ = smallest_report
     drawn = {path.suffix for path in (folder / "results" / "figures").iterdir()}
     assert {".png", ".svg"} <= drawn
     assert any((folder / "results" / "tables").iterdir())

@@ -6,14 +6,17 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import datetime
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 import pytest
+from damage import HOW, damage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knapsack.files import CorruptFileError
+from knapsack.files import CorruptFileError, FolderInUseError, write_json, writing
 from knapsack.tasks import (
     MAX_DOMINANCE,
     PRESETS,
@@ -177,10 +180,72 @@ def test_missing_tasks_name_the_notebook_to_run(tmp_path):
         read_tasks(tmp_path / "nowhere")
 
 
-def test_truncated_task_file_is_named(tmp_path):
-    (path,) = write_tasks(tmp_path, sample_split("easy", 1, 0, EASY))
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("knapsack-*.json")}
+
+
+@pytest.mark.parametrize("how", [*HOW, "missing"])
+def test_a_damaged_task_file_is_named_and_written_again(tmp_path, capsys, how):
+    tasks = list(sample_split("easy", 3, 0, EASY))
+    path = write_tasks(tmp_path, tasks)[1]
+    before = contents(tmp_path)
+    damage(path, how)
+    for count in (2, None):
+        with pytest.raises(CorruptFileError, match=r"knapsack-0000000001\.json is .*; run notebook 01 again"):
+            read_tasks(tmp_path, count)
+    assert read_tasks(tmp_path, 1) == tasks[:1]
+    write_tasks(tmp_path, tasks)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and str(path) in told[0]
+    assert contents(tmp_path) == before and read_tasks(tmp_path) == tasks
+
+
+@pytest.mark.parametrize("how", [*HOW, "missing"])
+def test_damaged_digests_are_named_and_written_again(tmp_path, capsys, how):
+    tasks = list(sample_split("easy", 2, 0, EASY))
+    write_tasks(tmp_path, tasks)
+    digests = (tmp_path / "digests.json").read_bytes()
+    damage(tmp_path / "digests.json", how)
+    if how != "missing":
+        with pytest.raises(CorruptFileError, match=r"digests\.json .*; run notebook 01 again"):
+            read_tasks(tmp_path)
+    write_tasks(tmp_path, tasks)
+    assert "digests.json" in capsys.readouterr().err
+    assert (tmp_path / "digests.json").read_bytes() == digests and read_tasks(tmp_path) == tasks
+
+
+def test_more_tasks_can_be_added_and_others_are_refused(tmp_path, capsys):
+    tasks = list(sample_split("easy", 3, 0, EASY))
+    first = write_tasks(tmp_path, tasks[:2])[0]
+    write_tasks(tmp_path, tasks)
+    assert read_tasks(tmp_path) == tasks and not capsys.readouterr().err
+    for lost in (None, "truncated", "missing"):  # what it was is known: no damage hides that it was another task
+        if lost:
+            damage(first, lost)
+        before = contents(tmp_path)
+        with pytest.raises(FileExistsError, match=r"knapsack-0000000000\.json holds another task"):
+            write_tasks(tmp_path, sample_split("easy", 4, 1, EASY))
+        assert contents(tmp_path) == before
+
+
+def test_tasks_are_not_written_by_two_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("knapsack.tasks.writing", partial(writing, patience=0))
+    with writing(tmp_path), pytest.raises(FolderInUseError, match="another process is writing to"):
+        write_tasks(tmp_path, sample_split("easy", 1, 0, EASY))
+
+
+def test_equal_tasks_are_equal_files_with_a_time_in_the_published_form(tmp_path):
+    for name in ("a", "b"):
+        write_tasks(tmp_path / name, sample_split("easy", 2, 0, EASY))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert datetime.fromisoformat(sample_task(7, EASY).to_json()["generated_at"]).year == 1970
+
+
+def test_a_damaged_task_file_of_others_is_named(tmp_path):
+    path = tmp_path / "tasks" / "knapsack" / "knapsack-0000000000.json"
+    write_json(path, sample_task(7, EASY).to_json())
     path.write_text(path.read_text()[:-100])
-    with pytest.raises(CorruptFileError, match=r"knapsack-0000000000\.json"):
+    with pytest.raises(CorruptFileError, match=r"knapsack-0000000000\.json.*download it anew"):
         read_tasks(tmp_path)
 
 

@@ -1,18 +1,21 @@
-import dataclasses
 import json
+import shutil
+from contextlib import redirect_stderr
+from datetime import datetime
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import scripted
+from damage import HOW, damage
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import tiny_tokenizer
 
 from knapsack import prompts, traces
 from knapsack.agent import ContextFull, EpisodeSettings, Reply, episode, run_alone
-from knapsack.files import CorruptFileError, read_json
-from knapsack.tasks import Task
+from knapsack.files import CorruptFileError, read_json, read_sealed, write_sealed
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "shared" / "reference" / "examples"
-published = pytest.mark.skipif(not EXAMPLES.exists(), reason="the published examples are not on this machine")
 LOST = [
     "I think first.",  # no code block
     scripted.block("import json\nseen = {}\nprint(1 / 0)"),
@@ -37,12 +40,12 @@ def test_an_episode_reads_back_as_it_was(tmp_path, lost):
     assert (back.model, back.seconds, back.inspect_budget) == ("base", 2.5, lost.task.inspect_budget)
 
 
-def test_the_published_fields_are_there_and_no_time_of_day(tmp_path, lost):
+def test_the_published_fields_are_there_and_nothing_else(tmp_path, lost):
     traces.write_episode(tmp_path, lost, "base")
     path = traces.trace_path(tmp_path, lost.task.task_id)
     assert path.name == f"knapsack-{lost.task.task_id}.trace.json"
     trace, result = read_json(path), read_json(traces.result_path(path))
-    assert set(trace) == {"started_at", "finished_at", "summary", "events", "knapsack"}
+    assert set(trace) == {"started_at", "finished_at", "summary", "events"}
     steps = [event["data"] for event in trace["events"] if event["type"] == "StepEvent"]
     assert [step["turn"] for step in steps] == list(range(5)) and steps[0]["code"] is None
     assert steps[1]["interpreter_result"] == {
@@ -50,8 +53,10 @@ def test_the_published_fields_are_there_and_no_time_of_day(tmp_path, lost):
     }  # fmt: skip
     total = sum(step["token_usage"]["total_tokens"] for step in steps)
     assert trace["summary"]["token_usage"]["total_tokens"] == total == lost.prompt_tokens + lost.completion_tokens
-    assert trace["started_at"] is None and {event["timestamp"] for event in trace["events"]} == {None}
-    assert result["status"] == "completed" and result["finished_at"] is None
+    times = [trace["started_at"], trace["finished_at"], *(event["timestamp"] for event in trace["events"])]
+    times += [event["data"]["timestamp"] for event in trace["events"] if "timestamp" in event["data"]]
+    assert {datetime.fromisoformat(time).year for time in times} == {1970} and len(times) == 2 + 3 + 5 * 4 + 5 * 2
+    assert (result["status"], result["started_at"], result["finished_at"]) == ("completed", 0.0, 0.0)
 
 
 def test_equal_episodes_give_equal_bytes(tmp_path):
@@ -93,17 +98,63 @@ def test_differences_names_what_changed(lost):
     assert "turns: 5 recorded, 2" in text and "turn 1" in text and "finish_reason" in text
 
 
-def test_episode_done_only_with_both_whole_files(tmp_path, lost):
+def test_an_episode_is_done_once_its_details_are_there(tmp_path, lost, capsys):
     name = lost.task.task_id
     assert not traces.episode_done(tmp_path, name)
-    traces.write_episode(tmp_path, lost, "base")
-    assert traces.episode_done(tmp_path, name)
-    result = traces.result_path(traces.trace_path(tmp_path, name))
-    failed = read_json(result) | {"status": "error", "error": "no server", "result": None}
-    result.write_text(json.dumps(failed))
+    traces.write_episode(tmp_path, lost, "base", made_with="these settings")
+    assert traces.episode_done(tmp_path, name) and traces.episode_done(tmp_path, name, "these settings")
+    assert not traces.episode_done(tmp_path, name, "other settings")
+    traces.discard_episode(tmp_path, name)  # as if stopped before they were written
     assert not traces.episode_done(tmp_path, name)
-    result.unlink()
-    assert not traces.episode_done(tmp_path, name)
+    traces.write_episode(tmp_path, lost, "base", made_with="these settings")
+    assert traces.episode_done(tmp_path, name, "these settings")
+    assert not capsys.readouterr().err
+
+
+def episode_files(folder, task_id: str) -> list[Path]:
+    path = traces.trace_path(folder, task_id)
+    return [path, traces.result_path(path), traces.details_path(path)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with one episode."""
+    folder = tmp_path_factory.mktemp("whole")
+    traces.write_episode(folder, scripted.play(scripted.small_task(), "stateless", LOST), "base", 1.25, "settings")
+    return folder
+
+
+@given(number=st.integers(0, 2), how=st.sampled_from([*HOW, "missing"]), seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_any_damage_to_an_episode_is_named(whole, number, how, seed):
+    name = scripted.small_task().task_id
+    paths = episode_files(whole, name)
+    before = paths[number].read_bytes()
+    damage(paths[number], how, seed)
+    try:
+        with redirect_stderr(StringIO()) as told:
+            assert not traces.episode_done(whole, name, "settings")
+        if (number, how) == (2, "missing"):
+            assert told.getvalue() == ""  # as after a stop: not damaged, but not done
+        else:
+            assert told.getvalue().startswith(f"damaged: {paths[number]} ") and told.getvalue().count("\n") == 1
+            with pytest.raises(CorruptFileError, match="run notebook 04 again") as error:
+                traces.read_trace(paths[0])
+            assert str(paths[number]) in str(error.value)
+    finally:
+        paths[number].write_bytes(before)
+    assert traces.episode_done(whole, name, "settings") and traces.read_trace(paths[0]).seconds == 1.25
+
+
+def test_details_of_another_version_are_not_done_and_say_so(whole, tmp_path, capsys):
+    name = scripted.small_task().task_id
+    shutil.copytree(whole, tmp_path / "copy")
+    trace, _, details = episode_files(tmp_path / "copy", name)
+    write_sealed(details, read_sealed(details, "") | {"schema": 9})
+    assert not traces.episode_done(tmp_path / "copy", name)
+    assert "has the schema 9, not 1" in capsys.readouterr().err
+    with pytest.raises(CorruptFileError, match="schema 9"):
+        traces.read_trace(trace)
 
 
 @pytest.mark.parametrize(
@@ -112,43 +163,27 @@ def test_episode_done_only_with_both_whole_files(tmp_path, lost):
         ("trace", lambda text: text[: len(text) // 2], "not valid JSON"),
         ("trace", lambda text: text.replace('"num_steps"', '"steps"'), "num_steps"),
         ("trace", lambda text: text.replace('"num_steps": 5', '"num_steps": 4'), "5 steps follow"),
-        ("trace", lambda text: text.replace('"schema": 1', '"schema": 9'), "schema"),
         ("result", lambda text: text[:-20], "not valid JSON"),
         ("result", lambda text: text.replace('"score"', '"points"'), "score"),
         ("result", lambda text: "[]", "not a JSON object"),
     ],
 )
-def test_damage_names_file_field_and_remedy(tmp_path, lost, which, damage, complaint):
+def test_damage_to_a_published_trace_names_file_field_and_remedy(tmp_path, lost, which, damage, complaint):
     traces.write_episode(tmp_path, lost, "base")
+    traces.discard_episode(tmp_path, lost.task.task_id)  # without details it is as another program's
     path = traces.trace_path(tmp_path, lost.task.task_id)
     file = path if which == "trace" else traces.result_path(path)
     file.write_text(damage(file.read_text()))
-    for read in (lambda: traces.read_trace(path), lambda: traces.episode_done(tmp_path, lost.task.task_id)):
-        with pytest.raises(CorruptFileError, match=complaint) as error:
-            read()
-        assert str(file) in str(error.value) and "again" in str(error.value)
-
-
-@published
-def test_published_traces_are_read_and_replayed():
-    paths = sorted(EXAMPLES.glob("*/knapsack/*.trace.json"))
-    assert len(paths) == 4
-    for path in paths:
-        trace = traces.read_trace(path)
-        assert trace.model == trace.kind == path.parent.parent.name.split("_")[1]
-        assert trace.status == "completed" and 0 < trace.seconds < 1 and len(trace.turns) == 4
-        assert traces.rejection(trace) is None
-        task = Task.from_json(read_json(EXAMPLES / "easy" / "tasks" / "knapsack" / f"{trace.task_id}.json"))
-        listed = dataclasses.replace(task, items=dict(sorted(task.items.items())))  # their list_items sorts
-        again = traces.replay(listed, trace)
-        assert (again.score, again.metrics) == (trace.score, trace.metrics)
+    with pytest.raises(CorruptFileError, match=complaint) as error:
+        traces.read_trace(path)
+    assert str(file) in str(error.value) and "download both files of the episode anew" in str(error.value)
 
 
 def test_a_published_name_error_is_told_from_a_missing_binding(tmp_path, lost):
     traces.write_episode(tmp_path / "base_stateless_easy", lost, "base")
     path = traces.trace_path(tmp_path / "base_stateless_easy", lost.task.task_id)
+    traces.discard_episode(tmp_path / "base_stateless_easy", lost.task.task_id)  # as another program's
     trace = read_json(path)
-    del trace["knapsack"]  # as another program would have written it
     trace["events"] = [event for event in trace["events"] if event["type"] != "UserObservationEvent"]
     steps = [event["data"] for event in trace["events"] if event["type"] == "StepEvent"]
     steps[2]["interpreter_result"]["error"] = "Traceback:\nNameError: name 'seen' is not defined"
@@ -207,6 +242,7 @@ def test_training_rows_end_with_the_assistant_and_read_back(tmp_path, lost):
     [
         (lambda text: text[:-30], "within line 2"),
         (lambda text: "", "empty"),
+        (lambda text: text.encode().replace(b"a", b"\xe1", 1), "is no text"),
         (lambda text: text.replace('"messages"', '"message"', 1), "line 1"),
         (lambda text: text.replace('"role": "system"', '"role": "user"'), "line 1"),
         (lambda text: "{}\n" + text, "line 1"),
@@ -215,7 +251,28 @@ def test_training_rows_end_with_the_assistant_and_read_back(tmp_path, lost):
 def test_damaged_rows_name_file_and_line(tmp_path, damage, complaint):
     path = tmp_path / "traces.jsonl"
     traces.write_rows(path, [traces.training_row(good())] * 2)
-    path.write_text(damage(path.read_text()))
+    (tmp_path / "digests.json").unlink()  # rows from elsewhere have none
+    damaged = damage(path.read_text())
+    path.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
     with pytest.raises(CorruptFileError, match=complaint) as error:
         traces.read_rows(path)
     assert "traces.jsonl" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["traces.jsonl", "digests.json"])
+@pytest.mark.parametrize("how", [*HOW, "missing"])
+def test_damaged_rows_are_named_and_written_again(tmp_path, capsys, name, how):
+    rows, path = [traces.training_row(good())] * 2, tmp_path / "traces.jsonl"
+    traces.write_rows(path, rows)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    damage(tmp_path / name, how)
+    if (name, how) != ("digests.json", "missing"):
+        with pytest.raises(CorruptFileError, match=f"{name} .*; run notebook 02 again"):
+            traces.read_rows(path)
+        traces.write_rows(path, rows)
+        assert f"{name} " in capsys.readouterr().err
+    traces.write_rows(path, rows)
+    assert not capsys.readouterr().err  # whole again, and other rows instead are no damage
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    traces.write_rows(path, rows[:1])
+    assert not capsys.readouterr().err and traces.read_rows(path) == rows[:1]

@@ -1,0 +1,392 @@
+"""The published formats both ways: what we write is of them, and what others wrote is read, replayed and analysed."""
+
+import copy
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import papermill
+import pytest
+import scripted
+from published_schema import inconsistencies, problems, task_inconsistencies
+
+from knapsack import metrics, tasks, traces
+from knapsack.agent import ContextFull, EpisodeSettings, Reply, episode, run_alone
+from knapsack.files import CorruptFileError, read_json, write_json
+from knapsack.runs import Run
+from knapsack.runtime import RUNTIME_KINDS
+from knapsack.tasks import Task, preset, sample_task, write_tasks
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "shared" / "reference" / "examples"
+published = pytest.mark.skipif(not EXAMPLES.exists(), reason="the published examples are not on this machine")
+
+
+def pair(path: Path) -> tuple[dict, dict]:
+    return read_json(path), read_json(traces.result_path(path))
+
+
+def without_observations(trace: dict) -> dict:
+    """The trace as version 1 of the paper's harness would have written it."""
+    return trace | {"events": [event for event in trace["events"] if event["type"] != "UserObservationEvent"]}
+
+
+# What the published examples are
+
+
+@published
+def test_the_examples_are_of_the_formats():
+    results, found = sorted(EXAMPLES.glob("*/knapsack/*.trace.json")), sorted(EXAMPLES.glob("*/tasks/knapsack/*.json"))
+    assert len(results) == 4 and len(found) == 6
+    for path in results:
+        trace, result = pair(path)
+        assert problems(trace, "trace v1") + problems(trace, "trace v3") + problems(result, "result") == []
+        assert inconsistencies(trace, result) == []
+    for path in found:
+        assert problems(read_json(path), "task") + task_inconsistencies(read_json(path)) == []
+        assert path.name == f"{read_json(path)['task_id']}.json"
+
+
+@published
+def test_the_recorded_code_of_the_examples_gives_the_recorded_scores():
+    for path in sorted(EXAMPLES.glob("*/knapsack/*.trace.json")):
+        trace = traces.read_trace(path)
+        assert trace.model == trace.kind == path.parent.parent.name.split("_")[1]
+        assert trace.status == "completed" and 0 < trace.seconds < 1 and len(trace.turns) == 4
+        assert trace.error is None and traces.rejection(trace) is None
+        task = Task.from_json(read_json(EXAMPLES / "easy" / "tasks" / "knapsack" / f"{trace.task_id}.json"))
+        again = traces.replay(task, trace)
+        assert (again.score, again.solved, again.metrics) == (trace.score, trace.solved, trace.metrics)
+        assert again.turns[2].observation.output == trace.turns[2].observation.output  # the weight taken
+
+
+@published
+def test_the_metrics_of_the_examples_are_those_of_the_raw_files():
+    episodes, turns = metrics.read_cells(EXAMPLES)
+    cells = metrics.cell_table(episodes, 100).set_index(["model", "runtime", "split"])
+    assert list(cells.index) == [("persistent", "persistent", "easy"), ("stateless", "stateless", "easy")]
+    for (model, runtime, split), cell in cells.iterrows():
+        files = sorted((EXAMPLES / f"{model}_{runtime}_{split}" / "knapsack").glob("*.trace.json"))
+        raw, results = [json.loads(f.read_text()) for f in files], [pair(f)[1] for f in files]
+        budgets = [read_json(EXAMPLES / split / "tasks" / "knapsack" / f"knapsack-000000000{k}.json") for k in (0, 1)]
+        looked = [result["result"]["metrics"]["inspected_count"] for result in results]
+        usage = [trace["summary"]["token_usage"] for trace in raw]
+        expected = {
+            "n": 2,
+            "unscored": 0,
+            "score_mean": np.mean([result["result"]["score"] for result in results]),
+            "solved": np.mean([result["result"]["is_solved"] for result in results]),
+            "turns": np.mean([trace["summary"]["num_steps"] for trace in raw]),
+            "seconds": np.mean([result["finished_at"] - result["started_at"] for result in results]),
+            "inspected": np.mean([n / b["public"]["inspect_budget"] for n, b in zip(looked, budgets, strict=True)]),
+            "name_error_rate": np.mean(["NameError" in json.dumps(trace["events"]) for trace in raw]),
+        }
+        expected |= {name: np.mean([spent[name] for spent in usage]) for name in usage[0]}
+        expected["score_per_1k_tokens"] = 1000 * expected["score_mean"] / expected["total_tokens"]
+        assert {name: cell[name] for name in expected} == pytest.approx(expected)
+        own = turns[turns["model"] == model]
+        assert own["completion_tokens"].sum() == sum(spent["completion_tokens"] for spent in usage)
+    assert episodes["tool_calls"].isna().all()  # a published trace does not tell
+
+
+# What we write
+
+
+@pytest.mark.parametrize("name", sorted(tasks.PRESETS))
+def test_our_tasks_are_of_the_format(tmp_path, name):
+    for path in write_tasks(tmp_path, [sample_task(seed, preset(name), f"knapsack-{seed:010d}") for seed in range(3)]):
+        task = read_json(path)
+        assert path.relative_to(tmp_path) == Path("tasks") / "knapsack" / f"{task['task_id']}.json"
+        assert problems(task, "task") + task_inconsistencies(task) == []
+
+
+def full_after(turns: int):
+    """Replies until the context is full."""
+    count = iter(range(9))
+
+    def reply(messages):
+        if next(count) == turns:
+            raise ContextFull("the conversation has 4100 tokens, the context 4096")
+        return Reply(scripted.block("x = list_items()"), 50, 9)
+
+    return reply
+
+
+def every_ending(kind: str) -> list:
+    """Episodes with every kind of turn and every ending."""
+    task = scripted.small_task()
+    twice = f"{scripted.block('print(1)')}\n{scripted.block('print(2)')}"
+    cap = scripted.block("x = 1\nfor i in range(30):\n    list_items()")
+    wrong = scripted.block("print(never)\n")
+    refused = scripted.block("take_item('item_none')")
+    strange = scripted.block("print('\\x00 ⏎ 𝄞', '```')\n'a value'", "Ünïcode \u2028 <|im_end|>")
+    broken = scripted.block("if:")
+    end = scripted.block("finish()")
+    played = [["no code", twice, cap, wrong, refused, strange, broken, end], ["Hm."], [end], [cap, scripted.block("x")]]
+    played += [scripted.persistent_texts(), scripted.stateless_texts(task)]
+    episodes = [scripted.play(task, kind, texts, max_turns=9) for texts in played]
+    return episodes + [run_alone(episode(task, kind, EpisodeSettings(9)), full_after(turns)) for turns in (0, 2)]
+
+
+@pytest.fixture(scope="module", params=RUNTIME_KINDS)
+def written(request, tmp_path_factory):
+    """(episode, its trace file) for every ending, each in a folder of its own in the layout of the data set."""
+    found = []
+    for number, done in enumerate(every_ending(request.param)):
+        cell = tmp_path_factory.mktemp(f"e{number}") / f"base_{request.param}_easy"
+        traces.write_episode(cell, done, "base", 1.5)
+        found.append((done, traces.trace_path(cell, done.task.task_id)))
+    return found
+
+
+def test_our_traces_and_results_are_of_the_formats(written):
+    assert {done.finish_reason for done, _ in written} == {"finish_tool", "max_turns", "error"}
+    for done, path in written:
+        trace, result = pair(path)
+        assert path.name == f"knapsack-{done.task.task_id}.trace.json"
+        assert problems(trace, "trace v3") + problems(result, "result") + inconsistencies(trace, result) == []
+        steps = [event["data"] for event in trace["events"] if event["type"] == "StepEvent"]
+        assert [step["turn"] for step in steps] == list(range(len(done.turns)))
+        first = without_observations(trace)
+        assert problems(first, "trace v1") + inconsistencies(first, result) == []
+        assert bool(problems(trace, "trace v1")) == bool(steps)  # version 1 has no observations
+
+
+def test_our_traces_can_be_replayed_from_version_1_alone(written):
+    """As another program would find them: no details, no observations."""
+    for done, path in written:
+        bare = path.parents[2] / "bare" / path.parent.parent.name / "knapsack" / path.name
+        write_json(bare, without_observations(read_json(path)))
+        shutil.copyfile(traces.result_path(path), traces.result_path(bare))
+        trace = traces.read_trace(bare)
+        assert (trace.status, trace.model, trace.kind) == ("completed", "base", done.kind)
+        assert (trace.finish_reason, trace.error) == (done.finish_reason, done.error)
+        again = traces.replay(done.task, trace)
+        assert (again.score, again.metrics, again.turns) == (done.score, done.metrics, done.turns)
+
+
+def parts(value, where=()):
+    """Every object within ``value`` with its place; of a list only the first of each type."""
+    if isinstance(value, dict):
+        yield where, value
+        for key in value:
+            yield from parts(value[key], (*where, key))
+    elif isinstance(value, list):
+        first = {str(item.get("type") or item.get("role")): k for k, item in enumerate(value) if isinstance(item, dict)}
+        for index in first.values():
+            yield from parts(value[index], (*where, index))
+
+
+def at(value, where):
+    for key in where:
+        value = value[key]
+    return value
+
+
+def test_the_schemas_are_strict(tmp_path):
+    """A field more or a field less is a problem, wherever it is."""
+    texts = ["no code", scripted.block("x"), scripted.block("finish()")]
+    done = scripted.play(scripted.small_task(), "stateless", texts)
+    traces.write_episode(tmp_path, done, "base")
+    trace, result = pair(traces.trace_path(tmp_path, done.task.task_id))
+    row = traces.training_row(done)
+    for name, value in {"trace v3": trace, "result": result, "task": done.task.to_json(), "row": row}.items():
+        assert problems(value, name) == []
+        for where, part in parts(value):
+            more = copy.deepcopy(value)
+            at(more, where)["knapsack"] = 1
+            assert problems(more, name), (name, where)
+            for key in part:
+                less = copy.deepcopy(value)
+                del at(less, where)[key]
+                as_many_as_there_are = (name, where) == ("task", ("private", "items"))
+                assert problems(less, name) or as_many_as_there_are, (name, where, key)
+
+
+def test_training_rows_are_of_the_format(tmp_path, written):
+    rows = [traces.training_row(done) for done, _ in written if done.turns]
+    traces.write_rows(tmp_path / "traces.jsonl", rows)
+    lines = (tmp_path / "traces.jsonl").read_text(encoding="utf-8").split("\n")
+    assert lines.pop() == "" and len(lines) == len(rows)
+    for line in lines:
+        row = json.loads(line)
+        assert problems(row, "row") == []
+        roles = [message["role"] for message in row["messages"]]
+        assert roles == ["system", "user", *["assistant", "user"] * (len(roles) // 2)][: len(roles)]
+        assert roles[-1] == "assistant"
+    assert problems({"messages": [*rows[0]["messages"], {"role": "system", "content": ""}]}, "row")
+
+
+# What others wrote
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of three cells: an adapter at home and away, and a chat model in a third runtime."""
+    cells = [("persistent", "persistent"), ("persistent", "stateless"), ("qwen3-8b", "carry-over")]
+    folder = scripted.write_run(tmp_path_factory.mktemp("run"), n=3, splits=("easy",), cells=cells)
+    write_tasks(folder / "tasks" / "easy", tasks.sample_split("easy", 3, 0, scripted.CONFIG))
+    return Run(folder)
+
+
+@pytest.fixture
+def download(run, tmp_path):
+    """The run's cells as a data set would have them, with the tasks: no settings, no details, version 1 events."""
+    folder = tmp_path / "download"
+    for cell in (run.folder / "evaluations").iterdir():
+        shutil.copytree(cell / "knapsack", folder / cell.name / "knapsack")
+        for path in (folder / cell.name).glob("knapsack/*.trace.json"):
+            write_json(path, without_observations(read_json(path)))
+    shutil.copytree(run.folder / "tasks" / "easy", folder / "easy")
+    return folder
+
+
+def test_downloaded_cells_give_the_numbers_of_the_run(run, download):
+    """Except what such files do not tell: the tool calls, and whether a tool or the code failed."""
+    ours, turns = metrics.read_cells(run.folder / "evaluations")
+    theirs, their_turns = metrics.read_cells(download)
+    assert theirs["tool_calls"].isna().all() and len(theirs) == 9
+    same = [name for name in ours if name not in ("tool_calls", "other_errors")]
+    assert theirs[same].equals(ours[same]) and their_turns.equals(turns)
+    assert ours["missing_bindings"].sum() > 0 and ours["inspected"].notna().all()
+
+
+def test_the_budget_comes_from_the_tasks_wherever_they_lie(download):
+    here, _ = metrics.read_cells(download)
+    (download / "tasks").mkdir()
+    (download / "easy").rename(download / "tasks" / "easy")
+    assert metrics.read_cells(download)[0].equals(here)
+    shutil.rmtree(download / "tasks")
+    nowhere, _ = metrics.read_cells(download)
+    assert nowhere["inspected"].isna().all()
+    assert nowhere.drop(columns="inspected").equals(here.drop(columns="inspected"))
+
+
+def test_tasks_of_another_split_are_refused(download):
+    shutil.rmtree(download / "easy")
+    write_tasks(download / "easy", tasks.sample_split("hard", 3, 0, scripted.CONFIG))
+    with pytest.raises(CorruptFileError, match="is not the task of the easy traces"):
+        metrics.read_cells(download)
+
+
+DEAD = "LLM Call Failed: Connection error."
+FULL = "LLM Call Failed: This model's maximum context length is 40960 tokens."
+CUT = "LLM ended unexpectedly (reason: length). Please continue."
+CODE = "NameError: name 'x' is not defined"
+
+
+@pytest.mark.parametrize(
+    ("turns", "errors", "status"),
+    [
+        (0, [DEAD] * 3, "unanswered"),
+        (0, ["Connection refused"], "unanswered"),
+        (2, [DEAD] * 3, "unanswered"),  # the server died on the way
+        (2, [CODE], "completed"),
+        (2, [FULL] * 3, "completed"),  # the conversation grew too long: the model's doing
+        (0, [CUT] * 3, "completed"),  # it answered, without end
+        (0, [DEAD, CUT], "completed"),
+        (1, [DEAD, CUT, DEAD], "unanswered"),
+    ],
+)
+def test_a_dead_server_is_unscored_and_a_failing_model_is_not(download, turns, errors, status):
+    """The paper's harness calls all of these completed, most with a score of 0."""
+    path = next((download / "qwen3-8b_carry-over_easy").glob("knapsack/*.trace.json"))
+    trace, result = pair(path)
+    spent = dict.fromkeys(trace["summary"]["token_usage"], 0)
+    kept = [event for event in trace["events"] if event["type"] != "FinishEvent"][: 2 + 3 * turns]
+    kept += [{"type": "ErrorEvent", "data": {"error": error}, "timestamp": trace["started_at"]} for error in errors]
+    finish = {"reason": "max_turns", "token_usage": spent}
+    kept.append({"type": "FinishEvent", "data": finish, "timestamp": trace["started_at"]})
+    summary = {"num_steps": turns, "errors": errors, "finish_reason": "max_turns", "token_usage": spent}
+    write_json(path, trace | {"events": kept, "summary": trace["summary"] | summary})
+    write_json(traces.result_path(path), result | {"result": result["result"] | {"score": 0.0, "is_solved": False}})
+    episodes, _ = metrics.read_cells(download)
+    cell = metrics.cell_table(episodes, 50).set_index("model").loc["qwen3-8b"]
+    row = episodes[episodes["model"] == "qwen3-8b"].set_index("task_id").loc[traces.read_trace(path).task_id]
+    assert row["status"] == status and (cell["n"], cell["unscored"]) == ((3, 0) if status == "completed" else (2, 1))
+    assert row["score"] == 0 if status == "completed" else np.isnan(row["score"])
+
+
+def test_timeouts_errors_and_broken_downloads_are_unscored(download):
+    """Whatever score stands in the file, and whether or not there is a trace."""
+    files = sorted((download / "persistent_persistent_easy").glob("knapsack/*.trace.json"))
+    for path, status in zip(files, ("timeout", "error", None), strict=True):
+        if status is None:
+            traces.result_path(path).unlink()
+        else:
+            write_json(traces.result_path(path), pair(path)[1] | {"status": status, "error": "900 s"})
+    files[1].unlink()
+    episodes, turns = metrics.read_cells(download)
+    cell = episodes[(episodes["model"] == "persistent") & (episodes["runtime"] == "persistent")]
+    assert list(cell["status"]) == ["timeout", "error", "missing"] and cell["score"].isna().all()
+    assert set(turns["runtime"]) == {"stateless", "carry-over"}
+
+
+def test_a_result_without_its_trace_is_named(download):
+    path = next(download.glob("*/knapsack/*.trace.json"))
+    path.unlink()
+    with pytest.raises(CorruptFileError, match=path.name):
+        metrics.read_cells(download)
+
+
+@pytest.mark.parametrize(
+    ("source", "folder", "complaint"),
+    [
+        ("publish", "", 'needs "run" or "published"'),
+        ("published", "", "name the folder"),
+        ("run", "somewhere", "name the folder"),
+        ("published", "/nowhere/at/all", "there is no folder /nowhere/at/all"),
+    ],
+)
+def test_a_wrong_source_is_refused_with_what_to_do(tmp_path, source, folder, complaint):
+    with pytest.raises((ValueError, FileNotFoundError), match=complaint):
+        metrics.source_folder(Run(tmp_path), source, folder)
+
+
+def test_downloaded_data_does_not_mix_with_a_run(run, download, tmp_path):
+    assert metrics.source_folder(run) == run.folder / "evaluations"
+    assert metrics.source_folder(Run(tmp_path / "new"), "published", str(download)) == download
+    with pytest.raises(ValueError, match="choose another run_folder"):
+        metrics.source_folder(run, "published", str(download))
+    with pytest.raises(FileNotFoundError, match="run notebook 04 first"):
+        metrics.read_cells(tmp_path / "new")
+
+
+# Notebook 05
+
+
+def analysed(checkout, folder: Path, downloaded: Path) -> list[dict]:
+    """Run notebook 05 on a downloaded folder; the rows of cells.csv."""
+    parameters = {"run_folder": str(folder), "n_resamples": 50, "source": "published"}
+    parameters["published_folder"] = str(downloaded)
+    folder.mkdir()
+    notebook = papermill.execute_notebook(
+        checkout / "notebooks" / "05_analysis.ipynb", folder / "05.ipynb", parameters, progress_bar=False
+    )
+    texts = [out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", [])]
+    assert not any("Warning" in text or "nan" in text for text in texts)
+    with open(folder / "results" / "cells.csv", newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_notebook_05_analyses_a_downloaded_folder(checkout, download, tmp_path):
+    rows = analysed(checkout, tmp_path / "run", download)
+    assert [(row["model"], row["runtime"], row["split"], row["n"]) for row in rows] == [
+        ("persistent", "persistent", "easy", "3"),
+        ("persistent", "stateless", "easy", "3"),
+        ("qwen3-8b", "carry-over", "easy", "3"),
+    ]
+    figures = {path.name for path in (tmp_path / "run" / "results" / "figures").glob("*.png")}
+    assert len(figures) == 4
+    assert "qwen3-8b→carry-over" in (tmp_path / "run" / "results" / "tables" / "table2.md").read_text()
+
+
+@published
+def test_notebook_05_analyses_the_published_examples(checkout, tmp_path):
+    rows = analysed(checkout, tmp_path / "run", EXAMPLES)
+    assert [(row["model"], row["runtime"], row["split"], row["n"]) for row in rows] == [
+        ("persistent", "persistent", "easy", "2"),
+        ("stateless", "stateless", "easy", "2"),
+    ]
+    assert [float(row["turns"]) for row in rows] == [4, 4]
