@@ -11,6 +11,7 @@ Exit status: 0 done, 1 a notebook failed, 2 refused before anything ran, 130 int
 import argparse
 import ast
 import contextlib
+import json
 import logging
 import math
 import os
@@ -32,7 +33,6 @@ try:
     from ipykernel.kernelspec import write_kernel_spec
     from nbclient.exceptions import DeadKernelError
 
-    from knapsack.files import read_json
     from knapsack.runs import Run, open_run
 except ImportError as error:
     sys.exit(f"{error}: install first, with `make report` or `pip install -r requirements.lock && pip install -e .`")
@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parent
 RUNNER = "run_notebooks"  # this program's entry in the manifest
 RECOMPUTED = "05_analysis"  # keeps nothing from an earlier run, so its parameters may change
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list}
+TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict}
 
 
 @dataclass
@@ -69,7 +69,10 @@ def load_profile(name: str) -> dict:
 
 
 def typed(value: object, kind: str, from_text: bool = False) -> object:
-    """``value``, or what its text means (``from_text``; lists as ``a,b``), as the declared ``kind``; or ValueError."""
+    """``value``, or what its text means (``from_text``), as the declared ``kind``; or ValueError.
+
+    A list is written ``a,b``, a dict as a JSON object.
+    """
     base, _, element = kind.split("|")[0].strip().partition("[")
     element = element.rstrip("]")
     try:
@@ -78,6 +81,8 @@ def typed(value: object, kind: str, from_text: bool = False) -> object:
         if from_text and base == "list":
             parts = value.strip().removeprefix("[").removesuffix("]").split(",")
             value = [typed(part.strip(" '\""), element or "str", True) for part in parts if part.strip()]
+        elif from_text and base == "dict":
+            value = json.loads(value)
         elif from_text:
             value = {"true": True, "false": False}[value.lower()] if base == "bool" else TYPES[base](value)
         elif base == "float" and type(value) is int:
@@ -86,7 +91,8 @@ def typed(value: object, kind: str, from_text: bool = False) -> object:
             raise ValueError
         return [typed(item, element) for item in value] if element else value
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{value!r} is not of type {kind}") from error
+        written = ", which is written as a JSON object" if base == "dict" and from_text else ""
+        raise ValueError(f"{value!r} is not of type {kind}{written}") from error
 
 
 def plan(profile_name: str, run_folder: str, assignments: list[str]) -> list[Step]:
@@ -121,7 +127,7 @@ def plan(profile_name: str, run_folder: str, assignments: list[str]) -> list[Ste
 
 def prepare(run: Run, steps: list[Step], fresh: bool) -> None:
     """Empty the run folder (``fresh``), or check that its finished steps have these parameters; raises ValueError."""
-    manifest = read_json(run.manifest) if run.manifest.exists() else {}
+    manifest = run.read_manifest()
     if fresh:
         content = [path for path in run.folder.iterdir() if path.name != ".lock"]
         known = manifest.keys() & {RUNNER, *(step.name for step in steps)}

@@ -1,4 +1,7 @@
-"""Cells × tasks: every model plays the same tasks in every runtime. What is finished is kept."""
+"""Cells × tasks: every model plays the same tasks in every runtime. What is finished is kept.
+
+What loads torch is imported where a local model is used: a worker that asks an endpoint starts without.
+"""
 
 import hashlib
 import json
@@ -10,19 +13,19 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
-import transformers
 from tqdm import tqdm
 
-from knapsack import agent, models, prompts, traces
-from knapsack.files import read_json, write_json
+from knapsack import agent, prompts, traces
+from knapsack.endpoints import Client, Endpoint, read_key
+from knapsack.files import CorruptFileError, digest, read_sealed, tell, write_sealed, writing
 from knapsack.prompts import Detail
 from knapsack.runs import Run
-from knapsack.runtime import Kind, interpreter_pool
+from knapsack.runtime import Engine, Kind, interpreter_pool
 from knapsack.tasks import Task, read_tasks
 from knapsack.teachers import RuleTeacher
 
@@ -35,7 +38,7 @@ class EvaluationError(RuntimeError):
 
 @dataclass(frozen=True)
 class Cell:
-    """A model ("base", "teacher" or the name of an adapter) in a runtime on a split."""
+    """A model ("base", "teacher", the name of an adapter or of an endpoint) in a runtime on a split."""
 
     model: str
     runtime: Kind
@@ -56,6 +59,7 @@ class Settings:
     """What all cells share and what is recorded beside their episodes.
 
     ``slots`` conversations are answered at once; through the shape of matrix products it acts on rounding.
+    ``engine`` runs the code (``interpreters.ENGINES``).
     """
 
     base: str = "nano"
@@ -67,6 +71,7 @@ class Settings:
     max_tool_calls: int = agent.MAX_TOOL_CALLS
     prompt_detail: Detail = "compact"
     slots: int = 32
+    engine: Engine = "monty"
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,9 @@ class _Job:
     tasks: list[Task]
     settings: Settings
     device: str
+    made_with: dict[str, str]  # per task id: digest of all that determines the episode
+    endpoint: Endpoint | None = None
+    key: str | None = field(default=None, repr=False)
 
     @property
     def size(self) -> int:
@@ -87,7 +95,7 @@ class _Job:
         return weight * sum(len(task.items) for task in self.tasks)
 
     def finished(self) -> int:
-        paths = [traces.result_path(traces.trace_path(self.folder, task.task_id)) for task in self.tasks]
+        paths = [traces.details_path(traces.trace_path(self.folder, task.task_id)) for task in self.tasks]
         return sum(path.exists() for path in paths)
 
 
@@ -97,6 +105,7 @@ def evaluate(
     counts: dict[str, int],
     settings: Settings,
     *,
+    endpoints: dict[str, Endpoint] | None = None,
     processes: int = 2,
     device: str = "auto",
     progress: bool = True,
@@ -104,51 +113,87 @@ def evaluate(
     """Play the first ``counts[split]`` tasks of each cell's split and write each episode as it ends.
 
     Finished episodes are skipped, and none depends on which others are played beside it, so an interrupted run
-    ends as an uninterrupted one. Cells run in ``processes`` worker processes of one thread each. Raises
-    FileNotFoundError (tasks, base or adapter missing), ValueError (a cell was begun with other settings) and
-    EvaluationError (the first infrastructure error, which stops all workers).
+    ends as an uninterrupted one. A damaged file of an episode or a cell is named on stderr and made again. Cells run
+    in ``processes`` worker processes of one thread each; a model named in ``endpoints`` is asked there, by
+    ``settings.slots`` episodes of a cell at once. Raises FileNotFoundError (tasks, base or adapter missing),
+    CorruptFileError (one of them damaged), FolderInUseError (another process evaluates into this run), ImportError
+    (endpoints without the ``api`` extra), ValueError (a cell was begun with other settings, an endpoint's key is not
+    set) and EvaluationError (the first infrastructure error, which stops all workers).
     """
     if processes < 1:
         raise ValueError(f"processes = {processes}: needs at least 1")
     tasks = {split: read_tasks(run.tasks(split), counts[split]) for split in {cell.split for cell in cells}}
-    trained = {cell.model for cell in cells} - {"base", "teacher"}
-    adapters = {model: models.find_adapter(run.adapter(model)) for model in sorted(trained)}
-    base_digest = content_digest(models.find_base(settings.base))
+    asked = {name: endpoint for name, endpoint in (endpoints or {}).items() if name in {cell.model for cell in cells}}
+    keys = {name: read_key(endpoint) for name, endpoint in asked.items()}
+    trained = {cell.model for cell in cells} - {"base", "teacher", *asked}
+    adapters, base_digest = {}, None
+    if {cell.model for cell in cells} - asked.keys():
+        from knapsack import models
+
+        adapters = {model: models.find_adapter(run.adapter(model)) for model in sorted(trained)}
+        base_digest = content_digest(models.find_base(settings.base))
+    if adapters:
+        from knapsack.finetune import check_adapter
+
+        for model in adapters:
+            check_adapter(run.training(model))
     digests = {model: content_digest(path) for model, path in adapters.items()}
-    jobs, records = [], {}
-    for cell in cells:
-        folder = cell.folder(run)
-        parameters = asdict(settings) | {"base_digest": base_digest, "adapter_digest": digests.get(cell.model)}
-        records[folder / "settings.json"] = _record(folder, cell.runtime, parameters, tasks[cell.split])
-        waiting = [task for task in tasks[cell.split] if not traces.episode_done(folder, task.task_id)]
-        if waiting:
-            jobs.append(_Job(cell, folder, adapters.get(cell.model), waiting, settings, device))
-    for path, record in records.items():  # only now that nothing was refused
-        write_json(path, record)
-    total = sum(len(tasks[cell.split]) for cell in cells)
-    done = total - sum(len(job.tasks) for job in jobs)
-    with tqdm(total=total, initial=done, unit="episode", desc="evaluation", mininterval=1, disable=not progress) as bar:
-        if jobs:
-            _play_all(sorted(jobs, key=lambda job: -job.size), processes, bar)
+    with ExitStack() as held:
+        for folder in sorted({cell.folder(run).parent for cell in cells}):
+            held.enter_context(writing(folder))
+        jobs, records = [], {}
+        for cell in cells:
+            folder = cell.folder(run)
+            parameters = asdict(settings) | {"base_digest": base_digest, "adapter_digest": digests.get(cell.model)}
+            if endpoint := asked.get(cell.model):  # whose replies depend on no weights and no batch of ours
+                place = {"endpoint": {"url": endpoint.url, "model": endpoint.model}}
+                parameters = place | parameters | {"base": None, "base_digest": None, "slots": None}
+            record = records[folder] = _record(folder, cell.runtime, parameters, tasks[cell.split])
+            facts, made_with, waiting = [cell.model, cell.runtime, parameters], {}, []
+            for task in tasks[cell.split]:
+                text = json.dumps([*facts, record["tasks"][task.task_id]], sort_keys=True)
+                made_with[task.task_id] = digest(text)
+                if not traces.episode_done(folder, task.task_id, made_with[task.task_id]):
+                    waiting.append(task)
+            if waiting:
+                source = (adapters.get(cell.model), waiting, settings, device, made_with)
+                jobs.append(_Job(cell, folder, *source, endpoint, keys.get(cell.model)))
+        for folder, record in records.items():  # only now that nothing was refused
+            write_sealed(folder / "settings.json", record)
+        for job in jobs:
+            for task in job.tasks:
+                traces.discard_episode(job.folder, task.task_id)
+        total = sum(len(tasks[cell.split]) for cell in cells)
+        done = total - sum(len(job.tasks) for job in jobs)
+        options = {"unit": "episode", "desc": "evaluation", "mininterval": 1, "disable": not progress}
+        with tqdm(total=total, initial=done, **options) as bar:
+            if jobs:
+                _play_all(sorted(jobs, key=lambda job: -job.size), processes, bar)
 
 
 def _record(folder: Path, kind: Kind, parameters: dict, tasks: list[Task]) -> dict:
-    """The content of a cell's ``settings.json``. Raises ValueError naming what differs from the one that is there."""
+    """The content of a cell's ``settings.json``. Raises ValueError naming what differs from the one that is there.
+
+    A damaged one is named on stderr and forgotten: each episode says itself with what it was made.
+    """
     limits = parameters["max_tool_calls"], parameters["prompt_detail"]
-    digests, before = {}, {}
+    digests, before, path = {}, {}, folder / "settings.json"
     for task in tasks:  # with its prompt, so that episodes under an older wording are not mixed with new ones
         text = json.dumps([task.to_json(), prompts.opening(task, kind, *limits)], sort_keys=True)
-        digests[task.task_id] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    if (folder / "settings.json").exists():
-        before = read_json(folder / "settings.json")
-        for name, value in parameters.items():
-            if before.get(name) != value:
-                raise ValueError(f"{folder} was begun with {name} = {before.get(name)!r}, now {value!r}: {REMEDY}")
-        for task_id, digest in digests.items():
-            if before.get("tasks", {}).get(task_id, digest) != digest:
-                raise ValueError(f"{folder} was begun with another task or prompt for {task_id}: {REMEDY}")
+        digests[task.task_id] = digest(text)[:16]
+    if path.exists() or any(folder.glob("details/*.json")):
+        try:
+            before = read_sealed(path, "it is written again")
+        except CorruptFileError as problem:
+            tell(problem)
     elif any(folder.glob("knapsack/*.json")):
         raise ValueError(f"{folder} holds episodes but no settings.json that says how they were made: {REMEDY}")
+    for name, value in parameters.items() if before else ():
+        if before.get(name) != value:
+            raise ValueError(f"{folder} was begun with {name} = {before.get(name)!r}, now {value!r}: {REMEDY}")
+    for task_id, now in digests.items():
+        if before.get("tasks", {}).get(task_id, now) != now:
+            raise ValueError(f"{folder} was begun with another task or prompt for {task_id}: {REMEDY}")
     digests = dict(sorted((before.get("tasks", {}) | digests).items()))
     return parameters | {"tasks": digests, "task_ids": list(digests)}
 
@@ -203,53 +248,74 @@ def _begin(parent: int) -> None:
 
 def _play(job: _Job, stop: Path) -> None:
     """A worker's part: play the open tasks of a cell, write each episode as it ends; stop when the file appears."""
-    torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
     settings, cell = job.settings, job.cell
     limits = agent.EpisodeSettings(settings.max_turns, settings.max_tool_calls, settings.prompt_detail)
+    names = ("context_length", "max_new_tokens", "temperature", "seed")
+    chosen = {name: getattr(settings, name) for name in names}
     started: dict[str, float] = {}
+    failures: list[Exception] = []  # of this cell: its episodes that are played at the same time stop as well
 
     def check() -> None:
+        if failures:
+            raise failures[0]
         if stop.exists():
             raise EvaluationError(f"{cell.name} was stopped")
+
+    def located(key: str, task: Task) -> Iterator:
+        """The episode, timed from its first move, with errors that say which one it was."""
+        started[key] = time.monotonic()
+        try:
+            return (yield from agent.episode(task, cell.runtime, limits, pool))
+        except EvaluationError:
+            raise
+        except Exception as error:
+            failure = EvaluationError(f"{key}: {type(error).__name__}: {error}")
+            failures.append(failure)
+            raise failure from error
 
     def plays() -> Iterator[tuple[str, Iterator]]:
         for task in job.tasks:
             check()
             key = f"{cell.name}/{task.task_id}"
-            started[key] = time.monotonic()
-            yield key, _located(key, agent.episode(task, cell.runtime, limits, pool))
+            yield key, located(key, task)
 
     def write(key: str, episode: agent.Episode) -> None:
-        traces.write_episode(job.folder, episode, cell.model, time.monotonic() - started[key])
+        made_with = job.made_with[episode.task.task_id]
+        try:
+            traces.write_episode(job.folder, episode, cell.model, time.monotonic() - started[key], made_with)
+        except OSError as error:
+            failures.append(error)
+            raise
 
     def step() -> list[tuple[int, agent.Reply]]:
         check()
         return model.step()
 
     try:
-        with interpreter_pool(settings.slots) as pool:
-            if cell.model == "teacher":
+        with interpreter_pool(settings.slots, engine=settings.engine) as pool:
+            if job.endpoint:
+                with Client(job.endpoint, job.key, check=check, **chosen) as client:
+                    agent.run_concurrently(plays(), client.reply, settings.slots, write)
+            elif cell.model == "teacher":
+                from knapsack import models
+
                 tokenizer = models.load_tokenizer(settings.base)
                 for task, (key, play) in zip(job.tasks, plays(), strict=True):
                     seed = settings.seed + task.seed
                     teacher = RuleTeacher(task, cell.runtime, seed, tokenizer, settings.max_tool_calls)
                     write(key, agent.run_alone(play, teacher))
             else:
-                names = ("slots", "context_length", "max_new_tokens", "temperature", "seed")
-                chosen = {name: getattr(settings, name) for name in names}
-                model = models.load_model(settings.base, job.adapter, device=job.device, **chosen)
+                import torch
+                import transformers
+
+                from knapsack import models
+
+                torch.set_num_threads(1)
+                transformers.utils.logging.disable_progress_bar()
+                model = models.load_model(settings.base, job.adapter, device=job.device, slots=settings.slots, **chosen)
                 stoppable = SimpleNamespace(slots=model.slots, submit=model.submit, step=step, release=model.release)
                 agent.run_batched(plays(), stoppable, write)
     except EvaluationError:
         raise
     except Exception as error:
         raise EvaluationError(f"{cell.name}: {type(error).__name__}: {error}") from error
-
-
-def _located(where: str, play):
-    """The same episode, with errors that say which one it was."""
-    try:
-        return (yield from play)
-    except Exception as error:
-        raise EvaluationError(f"{where}: {type(error).__name__}: {error}") from error

@@ -5,6 +5,7 @@ fits it. Two lengths exist: "full" for language models, "compact" for the scale 
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -172,8 +173,14 @@ def render(messages: list[Message], tokenizer, reply_follows: bool = False) -> R
     if None in (start, end) or tokenizer.unk_token_id in (start, end):
         raise ValueError("the tokenizer has no <|im_start|> and <|im_end|> tokens; use a ChatML model such as Qwen3")
 
+    # Tokens such as <think> are added to a vocabulary without being called special: they are cut after a character.
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if len(token.content) > 1]
+    inside = [f"(?<={re.escape(text[0])})(?={re.escape(text[1:])})" for text in added]
+    within = re.compile("|".join(inside) or r"(?!)")
+
     def plain(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return [i for piece in within.split(text) for i in tokenizer(piece, **options)["input_ids"]]
 
     newline = plain("\n")
     input_ids: list[int] = []

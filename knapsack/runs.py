@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from knapsack.files import read_json, write_json
+from knapsack.files import CorruptFileError, read_sealed, tell, write_sealed
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "pydantic-monty", "numpy", "pandas", "scipy")
 
@@ -51,9 +51,17 @@ class Run:
 
     def record(self, step: str, parameters: dict, seconds: float | None = None) -> None:
         """Note in the manifest how ``step`` (a notebook's name) was run: parameters, versions, commit, machine."""
-        manifest = read_json(self.manifest) if self.manifest.exists() else {}
-        manifest[step] = {"parameters": parameters, "seconds": seconds, **provenance()}
-        write_json(self.manifest, manifest)
+        row = {"parameters": parameters, "seconds": seconds, **provenance()}
+        write_sealed(self.manifest, self.read_manifest() | {step: row})
+
+    def read_manifest(self) -> dict[str, dict]:
+        """A row per recorded step; {} without a manifest. A damaged one is named on stderr and begun anew: every
+        step that runs records itself again, and each folder of results says itself how it was made."""
+        try:
+            return read_sealed(self.manifest, "it is begun anew") if self.manifest.exists() else {}
+        except CorruptFileError as problem:
+            tell(problem)
+            return {}
 
 
 def project_folder() -> Path:

@@ -9,8 +9,10 @@ Model-written code runs in ``interpreters`` alone, and this module is the only o
 
 import ast
 import re
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal, Self
 
 from knapsack.interpreters import ENGINES, Engine, InterpreterError, InterpreterPool, interpreter_pool
@@ -169,8 +171,8 @@ class Runtime:
             tool_calls=tuple(self._turn.calls),
             cap_hit=self._turn.cap_hit,
             missing_binding=missing,
-            last_step_globals=bound,
-            active_globals=bound if keeps else (),
+            last_step_globals=_listed(bound, self.output_limit),
+            active_globals=_listed(bound, self.output_limit) if keeps else (),
         )
 
     def skip_turn(self) -> None:
@@ -203,8 +205,10 @@ class Runtime:
             try:
                 return tool(*arguments, **keywords)
             except Exception as error:
+                if isinstance(error, TypeError):  # wrong arguments: without the name of a class of ours
+                    error = TypeError(str(error).replace(getattr(tool, "__qualname__", name), name))
                 self._turn.tool_errors.append(str(error))
-                raise
+                raise error from None
 
         return call
 
@@ -216,6 +220,13 @@ class Runtime:
 
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[:limit] + f"\n[output cut at {limit} characters]\n"
+
+
+def _listed(names: tuple[str, ...], limit: int) -> tuple[str, ...]:
+    """As many of ``names`` as have ``limit`` characters together, and how many more there are."""
+    room = list(accumulate(len(name) for name in names))
+    shown = bisect_right(room, limit)
+    return names if shown == len(names) else (*names[:shown], f"[{len(names) - shown} more]")
 
 
 def _stored_names(code: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""Episodes as files in the published formats, read back, replayed, filtered into pairs, made into training rows.
+"""Episodes as files in the published formats, read back and replayed.
 
 An episode is ``<folder>/knapsack/knapsack-<task_id>.trace.json`` and the result ``….json`` beside it, both in the
 published format and nothing more. What that cannot carry lies in ``<folder>/details/knapsack-<task_id>.json``, with
@@ -6,15 +6,10 @@ the digests of the other two. It is written last: an episode counts once its det
 other programs, which have no details, can be read as well.
 """
 
-import json
 import re
 import symtable
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from functools import lru_cache
-from itertools import combinations
 from pathlib import Path
 
 from knapsack import agent, prompts, runtime
@@ -24,11 +19,9 @@ from knapsack.files import (
     as_json,
     check_digest,
     digest,
-    read_digests,
     read_json,
     read_sealed,
     tell,
-    write_digests,
     write_sealed,
     write_text,
 )
@@ -44,7 +37,6 @@ DOWNLOAD = "download both files of the episode anew"
 # Fields of an observation that the published format has no place for.
 KEPT = ("cap_hit", "error_type", "error_source", "missing_binding", "tool_calls", "last_step_globals", "active_globals")
 TOO_LONG = re.compile(r"context|\btokens\b|too long", re.IGNORECASE)  # said of a conversation, not of a server
-MIN_SCORE, MAX_ERROR_SHARE, ALIKE, MARGIN = 0.5, 0.1, 0.9, 100  # of the pair filters (paper, trace preparation)
 
 
 @dataclass(frozen=True)
@@ -337,101 +329,3 @@ def differences(recorded: Trace | Episode, again: Trace | Episode) -> list[str]:
             if getattr(before, name) != getattr(after, name):
                 found.append(f"turn {index}: {getattr(before, name)} recorded, {getattr(after, name)} in the replay")
     return found
-
-
-def training_row(episode: Trace | Episode) -> dict:
-    """``{"messages": [...]}`` of an episode with at least one turn, ending with its last assistant message."""
-    return {"messages": episode.messages[: 1 + 2 * len(episode.turns)]}
-
-
-def rejection(episode: Trace | Episode, tokenizer=None, max_tokens: int | None = None) -> str | None:
-    """Why the paper would not train on an episode ("score", "finish", "loop", "errors", "length"), or None.
-
-    Score below 0.5; no ``finish`` in the last 3 turns; the last 4 replies pairwise more than 0.9 alike (difflib's
-    ratio, over words so that it is exact and quick on long texts); more than 0.1 of the turns with an error that is
-    neither a tool's nor the cap's (a reply without one code block is an error); longer than ``max_tokens`` less a
-    margin of 100 as rendered for training (not asked without ``max_tokens``).
-    """
-    turns = episode.turns
-    if episode.score < MIN_SCORE:
-        return "score"
-    calls = [turn.observation.tool_calls or re.findall(r"\b(finish)\(", turn.code) for turn in turns[-3:] if turn.code]
-    if episode.finish_reason != "finish_tool" or not any("finish" in names for names in calls):
-        return "finish"
-    last = [re.findall(r"\w+|\W", turn.text) for turn in turns[-4:]]
-    matchers = (SequenceMatcher(None, first, second, autojunk=False) for first, second in combinations(last, 2))
-    if len(last) == 4 and all(m.quick_ratio() > ALIKE and m.ratio() > ALIKE for m in matchers):
-        return "loop"
-    errors = sum(turn.observation is None or turn.observation.error_source == "code" for turn in turns)
-    if errors > MAX_ERROR_SHARE * len(turns):
-        return "errors"
-    if max_tokens is None:
-        return None
-    length = len(prompts.render(training_row(episode)["messages"], tokenizer).input_ids)
-    return "length" if length > max_tokens - MARGIN else None
-
-
-def keep_pairs(
-    persistent: Sequence[Trace | Episode], stateless: Sequence[Trace | Episode], **limits
-) -> tuple[list[tuple], dict[str, Counter]]:
-    """Pairs of the same task of which both pass ``rejection(episode, **limits)``, and per runtime why others did not.
-
-    Raises ValueError if the two sequences are not of the same tasks in the same order.
-    """
-    ids = [[getattr(e, "task_id", None) or e.task.task_id for e in side] for side in (persistent, stateless)]
-    if ids[0] != ids[1]:
-        raise ValueError("the two sides are not of the same tasks in the same order; make the missing traces first")
-    reasons: dict[str, Counter] = {"persistent": Counter(), "stateless": Counter()}
-    kept = []
-    for pair in zip(persistent, stateless, strict=True):
-        found = [rejection(episode, **limits) for episode in pair]
-        for counter, reason in zip(reasons.values(), found, strict=True):
-            counter.update([reason] if reason else [])
-        if found == [None, None]:
-            kept.append(pair)
-    return kept, reasons
-
-
-def write_rows(path: str | Path, rows: Sequence[dict]) -> None:
-    """Write training rows, one JSON object a line, and their digest into ``digests.json`` beside them.
-
-    Rows that lie there already and are damaged are named on stderr.
-    """
-    path, remedy = Path(path), "it is written again"
-    try:
-        known = read_digests(path.parent, remedy)
-        if path.name in known:
-            check_digest(path, known[path.name], remedy)
-    except CorruptFileError as problem:
-        tell(problem)
-    text = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
-    write_text(path, text)
-    write_digests(path.parent, {path.name: digest(text)})
-
-
-def read_rows(path: str | Path) -> list[dict]:
-    """Read training rows: an opening, then replies and observations.
-
-    Raises CorruptFileError naming the file, and the line if the rows have no digest beside them.
-    """
-    path, remedy = Path(path), "run notebook 02 again"
-    known = read_digests(path.parent, remedy)
-    if path.name in known:
-        check_digest(path, known[path.name], remedy)
-    try:
-        *lines, rest = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as problem:
-        raise CorruptFileError(f"{path} is no text ({problem}); {remedy}") from problem
-    if rest or not lines:
-        raise CorruptFileError(f"{path} is empty or ends within line {len(lines) + 1}; {remedy}")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            roles = [message["role"] for message in row["messages"] if isinstance(message["content"], str)]
-        except (ValueError, KeyError, TypeError) as problem:
-            raise CorruptFileError(f"{path}, line {number} is no row ({problem!r}); {remedy}") from problem
-        if len(roles) % 2 == 0 or roles != ["system"] + ["user", "assistant"] * (len(roles) // 2) or len(roles) < 3:
-            raise CorruptFileError(f"{path}, line {number} has the roles {roles}; {remedy}")
-        rows.append(row)
-    return rows

@@ -33,6 +33,7 @@ max_tool_calls: int = 25  # tool calls per turn at most
 prompt_detail: str = "compact"  # compact (scale model) or full (language models)
 base: str = "nano"  # model whose tokenizer counts the tokens: nano, a folder, or a Hugging Face name
 max_tokens: int = 4096  # longest trace to train on
+engine: str = "monty"  # who runs the code: "monty", or "cpython" in a container
 processes: int = 2  # worker processes
 
 # %%
@@ -48,6 +49,7 @@ from knapsack.evaluate import Cell, Settings, evaluate
 from knapsack.runs import open_run
 from knapsack.runtime import KINDS
 from knapsack.tasks import read_tasks
+from knapsack.training_data import keep_pairs, training_row, write_rows
 
 started = time.monotonic()
 run = open_run(run_folder)
@@ -62,7 +64,12 @@ sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
 
 # %%
 settings = Settings(
-    base=base, seed=seed, max_turns=max_turns, max_tool_calls=max_tool_calls, prompt_detail=prompt_detail
+    base=base,
+    seed=seed,
+    max_turns=max_turns,
+    max_tool_calls=max_tool_calls,
+    prompt_detail=prompt_detail,
+    engine=engine,
 )
 evaluate(run, [Cell("teacher", kind, "train") for kind in KINDS], {"train": n_train}, settings, processes=processes)
 task_ids = [task.task_id for task in read_tasks(run.tasks("train"), n_train)]
@@ -96,7 +103,7 @@ for kind in KINDS:
 
 # %%
 tokenizer = models.load_tokenizer(base)
-kept, reasons = traces.keep_pairs(played["persistent"], played["stateless"], tokenizer=tokenizer, max_tokens=max_tokens)
+kept, reasons = keep_pairs(played["persistent"], played["stateless"], tokenizer=tokenizer, max_tokens=max_tokens)
 if len(kept) < n_pairs:
     raise ValueError(
         f"n_pairs = {n_pairs}, but only {len(kept)} of {n_train} pairs pass: raise n_train or lower n_pairs"
@@ -107,7 +114,7 @@ display(Markdown(f"**{len(kept)} of {n_train} pairs pass** ({len(kept) / n_train
 
 # %%
 for kind, side in zip(KINDS, zip(*kept[:n_pairs], strict=True), strict=True):
-    traces.write_rows(run.training(kind) / "traces.jsonl", [traces.training_row(trace) for trace in side])
+    write_rows(run.training(kind) / "traces.jsonl", [training_row(trace) for trace in side])
 
 # %% [markdown]
 # ## What the two regimes cost the teacher
@@ -119,7 +126,7 @@ for kind, side in zip(KINDS, zip(*kept[:n_pairs], strict=True), strict=True):
 # %%
 def describe(trace):
     return {
-        "trace tokens": len(prompts.render(traces.training_row(trace)["messages"], tokenizer).input_ids),
+        "trace tokens": len(prompts.render(training_row(trace)["messages"], tokenizer).input_ids),
         "episode tokens": sum(turn.prompt_tokens + turn.completion_tokens for turn in trace.turns),
         "turns": len(trace.turns),
         "tool calls": sum(len(turn.observation.tool_calls) for turn in trace.turns if turn.observation),
@@ -166,6 +173,7 @@ run.record(
         "prompt_detail": prompt_detail,
         "base": base,
         "max_tokens": max_tokens,
+        "engine": engine,
         "processes": processes,
     },
     time.monotonic() - started,

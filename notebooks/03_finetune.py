@@ -53,10 +53,11 @@ import seaborn as sns
 from IPython.display import Markdown, display
 from transformers.utils.logging import disable_progress_bar
 
-from knapsack import models, nano, traces
+from knapsack import models, nano
 from knapsack.finetune import Recipe, finetune, tokenize_rows
 from knapsack.runs import open_run
 from knapsack.runtime import KINDS
+from knapsack.training_data import read_rows
 
 started = time.monotonic()
 run = open_run(run_folder)
@@ -98,7 +99,7 @@ Markdown(nano.card().replace("\n#", "\n###") if base == "nano" else f"`{base}`, 
 
 # %%
 tokenizer = models.load_tokenizer(base)
-rows = {kind: traces.read_rows(run.training(kind) / "traces.jsonl") for kind in KINDS}
+rows = {kind: read_rows(run.training(kind) / "traces.jsonl") for kind in KINDS}
 tokens = {kind: tokenize_rows(rows[kind], tokenizer) for kind in KINDS}
 
 

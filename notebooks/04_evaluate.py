@@ -16,10 +16,11 @@
 # %% [markdown]
 # # 4 · Every model in every runtime
 #
-# Three models: the *base*, and the base with the *persistent* or the *stateless* adapter. Two runtimes: in the
-# *persistent* one names stay bound between turns, in the *stateless* one each code block starts empty. Two splits
-# of held-out tasks. That makes twelve **cells**. All play the same tasks with the same prompts, tools and limits, so
-# that two cells of a row differ only in the runtime, and two of a column only in what the model was trained on.
+# A **cell** is a model in a runtime on a split of held-out tasks. Models: the *base*, the base with the *persistent*
+# or the *stateless* adapter, or any model behind an OpenAI-compatible endpoint. Runtimes: in the *persistent* one
+# names stay bound between turns, in the *stateless* one each code block starts empty; with *carry-over* it does too,
+# except that the names of a turn cut by the cap on tool calls survive for one turn, silently or *announced*. All cells
+# play the same tasks with the same tools and limits, and a runtime gives every model the same prompts.
 #
 # The rule-based teacher plays the same tasks in its own two runtimes. It is the ceiling that imitation can reach.
 
@@ -32,12 +33,14 @@ n_hard: int = 25  # tasks of the Hard split
 models: list[str] = ["base", "persistent", "stateless"]  # who plays; the teacher always does
 runtimes: list[str] = ["persistent", "stateless"]  # where
 splits: list[str] = ["easy", "hard"]  # on which tasks
+endpoints: dict = {}  # models behind an endpoint: name -> {"endpoint": url, "model": name, "key": environment variable}
 temperature: float = 0.2  # of sampling; 0 is greedy
 max_new_tokens: int = 512  # tokens a reply may have
 context_length: int = 3328  # tokens a conversation may have; a longer one ends the episode, which is scored
 max_turns: int = 20  # replies an episode may have
 max_tool_calls: int = 25  # tool calls a turn may make
 prompt_detail: str = "compact"  # "compact" or "full" prompts, as in the training traces
+engine: str = "monty"  # who runs the code: "monty", or "cpython" in a container
 slots: int = 50  # conversations answered at once by one process
 processes: int = 2  # processes that each play one cell
 
@@ -48,8 +51,10 @@ import pandas as pd
 from IPython.display import Markdown
 
 from knapsack import metrics, traces
+from knapsack.endpoints import read_endpoints
 from knapsack.evaluate import Cell, Settings, evaluate
 from knapsack.runs import open_run
+from knapsack.runtime import KINDS
 
 started = time.monotonic()
 run = open_run(run_folder)
@@ -60,7 +65,7 @@ run = open_run(run_folder)
 # %%
 counts = {"easy": n_easy, "hard": n_hard}
 cells = [Cell(model, runtime, split) for split in splits for model in models for runtime in runtimes]
-cells += [Cell("teacher", runtime, split) for split in splits for runtime in runtimes]
+cells += [Cell("teacher", runtime, split) for split in splits for runtime in KINDS if runtime in runtimes]
 settings = Settings(
     base=base,
     seed=seed,
@@ -71,32 +76,34 @@ settings = Settings(
     max_tool_calls=max_tool_calls,
     prompt_detail=prompt_detail,
     slots=slots,
+    engine=engine,
 )
 plan = pd.DataFrame([{"model": c.model, "runtime": c.runtime, c.split: counts[c.split]} for c in cells])
 plan.groupby(["model", "runtime"], sort=False).sum().astype(int)
 
 # %% [markdown]
 # Each number above is a count of episodes, and each episode is real: the model writes code token by token, the
-# sandbox executes it, the environment keeps score. A process answers many conversations at once, but no reply
-# depends on its neighbours in the batch. A finished episode is written at once, and a later run skips it.
+# sandbox executes it, the environment keeps score. A process plays many episodes at once, but no reply of a local
+# model depends on its neighbours in the batch. A finished episode is written at once, and a later run skips it. What
+# is not the model's doing, such as a server that does not answer, stops the run and is never scored.
 
 # %%
-evaluate(run, cells, counts, settings, processes=processes)
+evaluate(run, cells, counts, settings, endpoints=read_endpoints(endpoints), processes=processes)
 
 # %% [markdown]
 # ## What came out
 #
 # `score_mean` is normalized optimality: the value taken divided by the optimal value. The interval is a 95 % bootstrap
 # interval over tasks. `missing_binding_rate` is the share of episodes in which the model used at least once a name
-# that it had bound in an earlier turn and that was gone.
+# that it had bound in an earlier turn and that was gone. `unscored` tasks have no finished episode and are in no mean.
 
 # %%
 episodes, table = metrics.write_results(run, seed=seed)
 table = table[table["model"].isin([*models, "teacher"]) & table["runtime"].isin(runtimes) & table["split"].isin(splits)]
-shown = ["n", "score_mean", "score_low", "score_high", "solved", "turns", "total_tokens", "score_per_1k_tokens"]
-shown += ["missing_binding_rate", "cap_hit_rate"]
+shown = ["n", "unscored", "score_mean", "score_low", "score_high", "solved", "turns"]
+shown += ["total_tokens", "score_per_1k_tokens", "missing_binding_rate", "cap_hit_rate"]
 by_cell = table.set_index(["split", "model", "runtime"])
-by_cell[shown].style.format(precision=2).format(precision=0, subset=["n", "total_tokens"], thousands=",")
+by_cell[shown].style.format(precision=2).format(precision=0, subset=["n", "unscored", "total_tokens"], thousands=",")
 
 
 # %%
@@ -130,6 +137,14 @@ def sentences(split: str) -> list[str]:
         if ("base", runtime) in rows.index:
             row = rows.loc[("base", runtime)]
             said.append(f"The base scores {row.score_mean:.2f} in the {runtime} runtime (solved: {row.solved:.0%}).")
+    for name, runtime in rows.index:
+        if name not in ("base", "teacher", *KINDS) or (name in KINDS and runtime not in KINDS):
+            row = rows.loc[(name, runtime)]
+            said.append(
+                f"The model `{name}` scores {row.score_mean:.2f} [{row.score_low:.2f}, {row.score_high:.2f}] in the "
+                f"{runtime} runtime with {row.total_tokens:,.0f} tokens an episode, and misses a name that it had "
+                f"bound in {row.missing_binding_rate:.0%} of its episodes."
+            )
     return said
 
 
@@ -145,7 +160,8 @@ Markdown("\n\n".join(lines))
 # the longest episode of all.
 
 # %%
-by_length = episodes[episodes["model"].isin(models)].sort_values("turns", kind="stable")
+own = episodes["model"].isin(models) & episodes["runtime"].isin(runtimes) & episodes["split"].isin(splits)
+by_length = episodes[own & (episodes["status"] == "completed")].sort_values("turns", kind="stable")
 missed = by_length[by_length["missing_bindings"] > 0]
 row = missed.iloc[0] if len(missed) else by_length.iloc[-1]
 path = traces.trace_path(run.evaluation(row["model"], row["runtime"], row["split"]), row["task_id"])
@@ -175,12 +191,14 @@ parameters = {
     "models": models,
     "runtimes": runtimes,
     "splits": splits,
+    "endpoints": endpoints,
     "temperature": temperature,
     "max_new_tokens": max_new_tokens,
     "context_length": context_length,
     "max_turns": max_turns,
     "max_tool_calls": max_tool_calls,
     "prompt_detail": prompt_detail,
+    "engine": engine,
     "slots": slots,
     "processes": processes,
 }

@@ -1,22 +1,32 @@
 """Evaluation with a tiny random model: real cells in real worker processes, resumed, refused, and stopped."""
 
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+from damage import HOW, damage
 from tiny import tiny_model
 
 from knapsack import traces
 from knapsack.evaluate import Cell, EvaluationError, Settings, content_digest, evaluate
-from knapsack.files import read_json, write_json
+from knapsack.files import (
+    CorruptFileError,
+    FolderInUseError,
+    file_digest,
+    read_json,
+    write_sealed,
+    write_text,
+    writing,
+)
 from knapsack.runs import open_run
-from knapsack.tasks import KnapsackConfig, read_tasks, sample_split, sample_task, write_tasks
+from knapsack.tasks import KnapsackConfig, read_tasks, sample_split, write_tasks
 
 CONFIG = KnapsackConfig((8, 10), (5, 20), (10, 100), 4, 2, (0.35, 0.5))
 CELLS = [Cell("base", "persistent", "easy"), Cell("base", "stateless", "easy"), Cell("teacher", "stateless", "easy")]
@@ -38,14 +48,16 @@ def evaluated(tmp_path_factory):
     return run, settings
 
 
-def contents(run) -> dict[str, str]:
-    """All episode files; the seconds, which differ between runs, blanked."""
+def contents(run) -> dict[str, dict]:
+    """All files of cells and episodes, without the seconds, which differ between runs, and their digests."""
     found = {}
-    for path in sorted((run.folder / "evaluations").glob("*/knapsack/*.json")):
+    for path in sorted((run.folder / "evaluations").glob("*/**/*.json")):
         data = read_json(path)
-        if "finished_at" in data and "result" in data:
-            data["finished_at"] = None
-        found[str(path.relative_to(run.folder))] = json.dumps(data)
+        found[str(path.relative_to(run.folder))] = data
+        if "result" in data:
+            data.pop("finished_at")
+        if "result_sha256" in data:
+            data.pop("result_sha256"), data.pop("sha256")
     return found
 
 
@@ -75,7 +87,8 @@ def test_resumed_run_ends_like_an_uninterrupted_one(evaluated):
     lost = traces.trace_path(folder, "knapsack-0000000001")
     kept = traces.trace_path(folder, "knapsack-0000000000")
     stamp = kept.stat().st_mtime_ns
-    traces.result_path(lost).unlink()  # as after a stop between the two files
+    traces.discard_episode(folder, "knapsack-0000000001")  # as after a stop before its last file
+    traces.result_path(lost).write_text("{")
     evaluate(run, CELLS, COUNTS, settings, processes=1, device="cpu", progress=False)
     assert contents(run) == before
     assert kept.stat().st_mtime_ns == stamp
@@ -108,10 +121,66 @@ def test_other_tasks_and_unexplained_episodes_are_refused(tmp_path):
     # An infrastructure error in a worker is raised here, with its own message, and says where it was.
     with pytest.raises(EvaluationError, match=r"base_stateless_easy.*knapsack"):
         evaluate(run, CELLS[1:2], COUNTS, settings, device="cpu", progress=False)
-    path = run.tasks("easy") / "tasks" / "knapsack" / "knapsack-0000000001.json"
-    write_json(path, sample_task(77, CONFIG, "knapsack-0000000001").to_json())
-    with pytest.raises(ValueError, match="another task or prompt for knapsack-0000000001"):
+    shutil.rmtree(run.tasks("easy"))
+    write_tasks(run.tasks("easy"), sample_split("easy", 3, 1, CONFIG))
+    with pytest.raises(ValueError, match="another task or prompt for knapsack-0000000000"):
         evaluate(run, CELLS[1:2], COUNTS, settings)
+
+
+def test_damaged_files_are_named_and_made_again(evaluated, tmp_path, capsys):
+    """All kinds of files, each harmed in every way, in one run: three episodes and the settings of three cells."""
+    whole, settings = evaluated
+    run = open_run(shutil.copytree(whole.folder, tmp_path / "run"))
+    before, harmed = contents(run), []
+    for cell, how in zip(CELLS, HOW, strict=True):
+        folder = cell.folder(run)
+        trace = [traces.trace_path(folder, f"knapsack-{number:010d}") for number in range(3)]
+        paths = [trace[0], traces.result_path(trace[1]), traces.details_path(trace[2]), folder / "settings.json"]
+        for number, path in enumerate(paths):
+            damage(path, how, number)
+        harmed += paths
+    evaluate(run, CELLS, COUNTS, settings, device="cpu", progress=False)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("damaged: ")]
+    assert sorted(line.split()[1] for line in told) == sorted(map(str, harmed))
+    assert contents(run) == before
+    evaluate(run, CELLS, COUNTS, settings, device="cpu", progress=False)
+    assert "damaged" not in capsys.readouterr().err
+
+
+def test_lost_settings_do_not_mix_episodes_of_two_kinds(evaluated, tmp_path, capsys, monkeypatch):
+    whole, settings = evaluated
+    run, cells, opened = open_run(shutil.copytree(whole.folder, tmp_path / "run")), CELLS[2:], []
+    monkeypatch.setattr("knapsack.evaluate._play_all", lambda jobs, *_: opened.extend(jobs[0].tasks))
+    (cells[0].folder(run) / "settings.json").unlink()
+    evaluate(run, cells, COUNTS, settings)
+    assert not opened and "settings.json is missing; it is written again" in capsys.readouterr().err
+    (cells[0].folder(run) / "settings.json").unlink()
+    evaluate(run, cells, COUNTS, replace(settings, temperature=0.5))
+    assert opened == read_tasks(run.tasks("easy"))
+
+
+def test_a_damaged_adapter_is_not_played(evaluated, tmp_path):
+    whole, settings = evaluated
+    run = open_run(shutil.copytree(whole.folder, tmp_path / "run"))
+    adapter = run.adapter("persistent")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        write_text(adapter / name, "a file of an adapter")
+    digests = {path.name: file_digest(path) for path in adapter.iterdir()}
+    write_sealed(run.training("persistent") / "training.json", {"adapter": digests})
+    for path in [*adapter.iterdir(), run.training("persistent") / "training.json"]:
+        content = path.read_bytes()
+        damage(path, "bit flipped")
+        with pytest.raises(CorruptFileError, match=f"{path.name} .*; run notebook 03 again"):
+            evaluate(run, [Cell("persistent", "persistent", "easy")], COUNTS, settings)
+        path.write_bytes(content)
+
+
+def test_two_evaluations_of_one_run_at_once(evaluated, monkeypatch):
+    run, settings = evaluated
+    monkeypatch.setattr("knapsack.evaluate.writing", partial(writing, patience=0))
+    with writing(run.folder / "evaluations"):
+        with pytest.raises(FolderInUseError, match=r"another process is writing to .*evaluations"):
+            evaluate(run, CELLS, COUNTS, settings)
 
 
 def test_what_is_missing_is_named_before_anything_runs(tmp_path):

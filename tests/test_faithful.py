@@ -140,3 +140,9 @@ def test_whole_episodes_are_equal_in_both_engines(monty, cpython, kind):
         ]
         assert played[0] == played[1]
         assert played[0].score > 0 and len(played[0].turns) > 1
+
+
+def test_page_on_the_interpreters_lists_these_differences():
+    page = (corpus.HERE.parent / "knapsack" / "interpreters" / "README.md").read_text(encoding="utf-8")
+    rows = [f"| {difference.construct} | {difference.sandbox} |" for difference in DIFFERENCES]
+    assert "\n".join(["| construct | in `monty` |", "|---|---|", *rows]) + "\n\n" in page

@@ -57,7 +57,7 @@ def test_the_whole_report_runs(smallest_report):
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count(" done ") == 5
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert set(manifest) == {*STEPS, "run_notebooks"}
+    assert set(manifest) == {*STEPS, "run_notebooks", "sha256"}
     for step in STEPS:
         cells = nbformat.read(folder / "notebooks" / f"{step}.ipynb", 4).cells
         assert [out for cell in cells for out in cell.get("outputs", []) if out.output_type == "error"] == []

@@ -12,7 +12,7 @@ import pytest
 import scripted
 from published_schema import inconsistencies, problems, task_inconsistencies
 
-from knapsack import metrics, tasks, traces
+from knapsack import metrics, tasks, traces, training_data
 from knapsack.agent import ContextFull, EpisodeSettings, Reply, episode, run_alone
 from knapsack.files import CorruptFileError, read_json, write_json
 from knapsack.runs import Run
@@ -54,7 +54,7 @@ def test_the_recorded_code_of_the_examples_gives_the_recorded_scores():
         trace = traces.read_trace(path)
         assert trace.model == trace.kind == path.parent.parent.name.split("_")[1]
         assert trace.status == "completed" and 0 < trace.seconds < 1 and len(trace.turns) == 4
-        assert trace.error is None and traces.rejection(trace) is None
+        assert trace.error is None and training_data.rejection(trace) is None
         task = Task.from_json(read_json(EXAMPLES / "easy" / "tasks" / "knapsack" / f"{trace.task_id}.json"))
         again = traces.replay(task, trace)
         assert (again.score, again.solved, again.metrics) == (trace.score, trace.solved, trace.metrics)
@@ -190,7 +190,7 @@ def test_the_schemas_are_strict(tmp_path):
     done = scripted.play(scripted.small_task(), "stateless", texts)
     traces.write_episode(tmp_path, done, "base")
     trace, result = pair(traces.trace_path(tmp_path, done.task.task_id))
-    row = traces.training_row(done)
+    row = training_data.training_row(done)
     for name, value in {"trace v3": trace, "result": result, "task": done.task.to_json(), "row": row}.items():
         assert problems(value, name) == []
         for where, part in parts(value):
@@ -205,8 +205,8 @@ def test_the_schemas_are_strict(tmp_path):
 
 
 def test_training_rows_are_of_the_format(tmp_path, written):
-    rows = [traces.training_row(done) for done, _ in written if done.turns]
-    traces.write_rows(tmp_path / "traces.jsonl", rows)
+    rows = [training_data.training_row(done) for done, _ in written if done.turns]
+    training_data.write_rows(tmp_path / "traces.jsonl", rows)
     lines = (tmp_path / "traces.jsonl").read_text(encoding="utf-8").split("\n")
     assert lines.pop() == "" and len(lines) == len(rows)
     for line in lines:

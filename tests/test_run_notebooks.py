@@ -76,6 +76,8 @@ def values(root: Path, step: str, run: str = "runs/nano") -> dict:
         ('["base", "persistent"]', "list[str]", ["base", "persistent"]),
         ("[]", "list", []),
         ("1, 2", "list[int]", [1, 2]),
+        ("{}", "dict", {}),
+        ('{"a": {"url": "http://h:1/v1", "n": 2}}', "dict", {"a": {"url": "http://h:1/v1", "n": 2}}),
     ],
 )
 def test_text_is_read_as_the_declared_type(text, kind, value):
@@ -93,6 +95,9 @@ def test_text_is_read_as_the_declared_type(text, kind, value):
         ("1,5", "float"),
         ("1", "bool"),
         ("a,b", "list[int]"),
+        ("{'a': 1}", "dict"),
+        ("[1]", "dict"),
+        ("", "dict"),
     ],
 )
 def test_text_of_another_type_is_refused(text, kind):
@@ -102,7 +107,7 @@ def test_text_of_another_type_is_refused(text, kind):
 
 @pytest.mark.parametrize(
     ("value", "kind"),
-    [("1e-4", "float"), (True, "int"), (1, "str"), ("a", "list[str]"), ([1], "list[str]")],
+    [("1e-4", "float"), (True, "int"), (1, "str"), ("a", "list[str]"), ([1], "list[str]"), ("{}", "dict")],
 )
 def test_a_profile_value_of_another_type_is_refused(value, kind):
     with pytest.raises(ValueError, match="is not of type"):
@@ -176,11 +181,15 @@ def test_two_runs_into_one_folder_at_once(root, capsys):
     assert "another run is writing to" in capsys.readouterr().err
 
 
-def test_a_damaged_manifest_is_named(root, capsys):
+def test_a_damaged_manifest_is_named_and_made_again(root, capsys):
     (root / "runs" / "nano").mkdir(parents=True)
-    (root / "runs/nano/manifest.json").write_text('{"01_one": ')
-    assert run_notebooks.main([]) == 2
-    assert "manifest.json is not valid JSON" in capsys.readouterr().err
+    for damage in (lambda text: '{"01_one": ', lambda text: text.replace('"seed": 0', '"seed": 2', 1)):
+        assert run_notebooks.main([]) == 0
+        path = root / "runs/nano/manifest.json"
+        whole = path.read_text()
+        path.write_text(damage(whole))
+        assert path.read_text() != whole and run_notebooks.main([]) == 0
+        assert "manifest.json is not" in capsys.readouterr().err
 
 
 def test_a_run_folder_that_cannot_be_made(root, capsys):

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from knapsack.files import CorruptFileError, read_json
 from knapsack.runs import open_run, project_folder, provenance
 
 
@@ -60,7 +59,7 @@ def test_manifest_keeps_every_step_and_the_latest_parameters(tmp_path):
     run.record("01_generate", {"seed": 0}, 1.5)
     run.record("02_traces", {"seed": 0, "n_pairs": 4})
     run.record("01_generate", {"seed": 1}, 2.5)
-    manifest = read_json(run.manifest)
+    manifest = run.read_manifest()
     assert sorted(manifest) == ["01_generate", "02_traces"]
     assert (manifest["01_generate"]["parameters"], manifest["01_generate"]["seconds"]) == ({"seed": 1}, 2.5)
     assert manifest["02_traces"]["parameters"] == {"seed": 0, "n_pairs": 4}
@@ -69,19 +68,20 @@ def test_manifest_keeps_every_step_and_the_latest_parameters(tmp_path):
 def test_manifest_says_what_made_the_run(tmp_path):
     run = open_run(tmp_path)
     run.record("01_generate", {}, 0.0)
-    step = read_json(run.manifest)["01_generate"]
+    step = run.read_manifest()["01_generate"]
     assert step["versions"]["pydantic-monty"] == "1.4.0" and step["python"].startswith("3.")
     assert step["machine"]["cores"] == os.cpu_count()
     assert step["commit"] is None or len(step["commit"]) == 40
     assert (step["dirty"] is None) == (step["commit"] is None)
 
 
-def test_damaged_manifest_is_named_and_kept(tmp_path):
+def test_damaged_manifest_is_named_and_begun_anew(tmp_path, capsys):
     run = open_run(tmp_path)
-    run.manifest.write_text('{"01_generate": ')
-    with pytest.raises(CorruptFileError, match=r"manifest\.json"):
-        run.record("02_traces", {})
-    assert run.manifest.read_text() == '{"01_generate": '
+    run.record("01_generate", {"seed": 0})
+    run.manifest.write_text(run.manifest.read_text().replace('"seed": 0', '"seed": 1'))
+    run.record("02_traces", {})
+    assert f"damaged: {run.manifest} is not as it was written" in capsys.readouterr().err
+    assert list(run.read_manifest()) == ["02_traces"]
 
 
 def test_no_git_means_no_commit_rather_than_a_failure(monkeypatch, tmp_path):

@@ -10,9 +10,8 @@ import scripted
 from damage import HOW, damage
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_tokenizer
 
-from knapsack import prompts, traces
+from knapsack import traces
 from knapsack.agent import ContextFull, EpisodeSettings, Reply, episode, run_alone
 from knapsack.files import CorruptFileError, read_json, read_sealed, write_sealed
 
@@ -194,85 +193,3 @@ def test_a_published_name_error_is_told_from_a_missing_binding(tmp_path, lost):
     assert [o.missing_binding for o in seen[1:]] == [False, True, False, False]
     assert [o.name_error for o in seen[1:]] == [False, True, False, True]
     assert seen[3].error_source == "cap" and seen[3].cap_hit
-
-
-def good(kind="persistent"):
-    return scripted.play(scripted.small_task(), kind, scripted.persistent_texts())
-
-
-def test_every_filter_rejects_for_its_own_reason():
-    task, tokenizer = scripted.small_task(), tiny_tokenizer()
-    take = scripted.block("import json\nseen = {}\n" + scripted.LOOK.format(batch=6) + scripted.TAKE.format(skip=0))
-    end = scripted.block("finish()")
-    assert traces.rejection(good()) is None
-    assert traces.rejection(good("stateless")) == "errors"  # two NameErrors in four turns
-    assert traces.rejection(scripted.play(task, "persistent", [end])) == "score"
-    assert traces.rejection(scripted.play(task, "persistent", [take, "Hm."], 3)) == "finish"
-    same = [scripted.block("print('waiting for one more look at these')")] * 3
-    again = scripted.block("print('waiting for one more look at these')\nfinish()")
-    assert traces.rejection(scripted.play(task, "persistent", [take, *same, again])) == "loop"
-    assert traces.rejection(scripted.play(task, "persistent", [take, *same, end])) is None
-    tools = [take, *[scripted.block("take_item('nothing')", f"Try {n}.") for n in range(3)], end]
-    assert traces.rejection(scripted.play(task, "persistent", tools)) is None  # a tool's error is not counted
-    length = len(prompts.render(traces.training_row(good())["messages"], tokenizer).input_ids)
-    assert traces.rejection(good(), tokenizer, max_tokens=length + 100) is None
-    assert traces.rejection(good(), tokenizer, max_tokens=length + 99) == "length"
-
-
-def test_a_pair_is_kept_only_if_both_pass():
-    both = scripted.play(scripted.small_task(), "stateless", scripted.stateless_texts(scripted.small_task()))
-    kept, reasons = traces.keep_pairs([good(), good()], [both, good("stateless")])
-    assert len(kept) == 1 and kept[0][1] is both
-    assert reasons == {"persistent": {}, "stateless": {"errors": 1}}
-    other = scripted.play(scripted.small_task(4), "stateless", LOST)
-    with pytest.raises(ValueError, match="same tasks"):
-        traces.keep_pairs([good()], [other])
-
-
-def test_training_rows_end_with_the_assistant_and_read_back(tmp_path, lost):
-    row = traces.training_row(lost)
-    assert [m["role"] for m in row["messages"]] == ["system", "user", *["assistant", "user"] * 4, "assistant"]
-    path = tmp_path / "training" / "traces.jsonl"
-    traces.write_rows(path, [row, traces.training_row(good())])
-    assert traces.read_rows(path) == [row, traces.training_row(good())]
-
-
-@pytest.mark.parametrize(
-    ("damage", "complaint"),
-    [
-        (lambda text: text[:-30], "within line 2"),
-        (lambda text: "", "empty"),
-        (lambda text: text.encode().replace(b"a", b"\xe1", 1), "is no text"),
-        (lambda text: text.replace('"messages"', '"message"', 1), "line 1"),
-        (lambda text: text.replace('"role": "system"', '"role": "user"'), "line 1"),
-        (lambda text: "{}\n" + text, "line 1"),
-    ],
-)
-def test_damaged_rows_name_file_and_line(tmp_path, damage, complaint):
-    path = tmp_path / "traces.jsonl"
-    traces.write_rows(path, [traces.training_row(good())] * 2)
-    (tmp_path / "digests.json").unlink()  # rows from elsewhere have none
-    damaged = damage(path.read_text())
-    path.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
-    with pytest.raises(CorruptFileError, match=complaint) as error:
-        traces.read_rows(path)
-    assert "traces.jsonl" in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["traces.jsonl", "digests.json"])
-@pytest.mark.parametrize("how", [*HOW, "missing"])
-def test_damaged_rows_are_named_and_written_again(tmp_path, capsys, name, how):
-    rows, path = [traces.training_row(good())] * 2, tmp_path / "traces.jsonl"
-    traces.write_rows(path, rows)
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    damage(tmp_path / name, how)
-    if (name, how) != ("digests.json", "missing"):
-        with pytest.raises(CorruptFileError, match=f"{name} .*; run notebook 02 again"):
-            traces.read_rows(path)
-        traces.write_rows(path, rows)
-        assert f"{name} " in capsys.readouterr().err
-    traces.write_rows(path, rows)
-    assert not capsys.readouterr().err  # whole again, and other rows instead are no damage
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
-    traces.write_rows(path, rows[:1])
-    assert not capsys.readouterr().err and traces.read_rows(path) == rows[:1]

@@ -17,7 +17,6 @@ from typing import Literal, Protocol
 Engine = Literal["monty", "cpython", "cpython-outside-container"]
 ENGINES: tuple[Engine, ...] = ("monty", "cpython", "cpython-outside-container")
 
-MEMORY_LIMIT = 256 * 1024 * 1024  # bytes a session may take beyond the interpreter itself
 UNSHOWN = "[the last value is too large or too strange to show; print what you need]"
 
 

@@ -11,13 +11,13 @@ serves the blocks that come over the socket. Messages are JSON behind four bytes
 
 import ast
 import builtins
-import json
 import os
 import random
 import resource
 import signal
 import socket
 import sys
+from json import dumps, loads  # by name: a block may rebind those of the module
 
 MESSAGE_LIMIT = 1_000_000  # bytes
 SHOWN_LIMIT = 100_000  # characters sent of what a block prints or raises; the host shows fewer
@@ -45,12 +45,12 @@ class Channel:
         self.connection = connection
 
     def send(self, message: dict) -> None:
-        data = json.dumps(message).encode()
+        data = dumps(message).encode()
         self.connection.sendall(len(data).to_bytes(4, "big") + data)
 
     def receive(self) -> dict:
         size = int.from_bytes(self._exactly(4), "big")
-        return json.loads(self._exactly(size))
+        return loads(self._exactly(size))
 
     def _exactly(self, size: int) -> bytes:
         parts = []
@@ -145,7 +145,7 @@ def tool(name: str, channel: Channel, current: list[Printed]):
         printed = current[0]
         printed.flush()
         try:
-            if len(json.dumps([arguments, keywords])) > MESSAGE_LIMIT:
+            if len(dumps([arguments, keywords])) > MESSAGE_LIMIT:
                 raise ValueError
         except (TypeError, ValueError, RecursionError):  # what JSON cannot carry arrives as None: the tool judges
             arguments, keywords = [None] * len(arguments), dict.fromkeys(keywords)
@@ -174,7 +174,7 @@ def run(code: str, names: dict, printed: Printed) -> tuple[str | None, str | Non
         if value is not None:
             value = eval(value, names)
             if value is not None:
-                print(repr(value))
+                printed.write(f"{value!r}\n")
         return None, None
     except BaseException as error:
         kind = type(error).__name__
@@ -202,12 +202,14 @@ def main() -> None:
     names = {"__name__": "__main__", "__builtins__": builtins}
     hidden = {*names, "__annotations__", *tools}
     names |= {name: tool(name, channel, current) for name in tools}
-    sys.argv, sys.stdin = [""], None
+    sys.argv, sys.stdin, sys.orig_argv, sys.executable = [""], None, [], ""
+    own = dict(vars(builtins))
     signal.raise_signal = None  # has no audit event, and a SIGKILL counts as one from outside
     sys.addaudithook(guard)
     while True:
         message = channel.receive()
         current[0] = Printed(channel, message["block"])
+        vars(builtins).update(own)  # print and the like are there in each block, whatever the one before did to them
         try:
             error = run(message["code"], names, current[0])
             bytearray(ROOM)

@@ -26,10 +26,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from knapsack.interpreters import MEMORY_LIMIT, InterpreterError, Outcome, child, no_interpreter
+from knapsack.interpreters import InterpreterError, Outcome, child, no_interpreter
 
 CHILD = Path(child.__file__)
-OWN_MEMORY = 128 * 1024 * 1024  # bytes of address space that CPython itself may take
+ADDRESS_SPACE = 384 * 1024 * 1024  # bytes, of which CPython itself takes some 100 million
 PROCESSOR_TIME = 600  # seconds a session
 START_TIMEOUT = 30.0  # seconds until a new child must be ready
 MESSAGE_LIMIT = 2_000_000  # bytes the host accepts in one message
@@ -79,7 +79,7 @@ class CPythonSession:
     def __init__(self, tools: dict[str, Callable], time_limit: float, seed: int, release: Callable[[], None]):
         self._tools, self._time_limit, self._blocks = tools, time_limit, 0
         self._socket, theirs = socket.socketpair()
-        numbers = (theirs.fileno(), MEMORY_LIMIT + OWN_MEMORY, PROCESSOR_TIME, seed)
+        numbers = (theirs.fileno(), ADDRESS_SPACE, PROCESSOR_TIME, seed)
         try:
             with theirs:
                 self._process = subprocess.Popen(

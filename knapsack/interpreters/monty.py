@@ -12,8 +12,10 @@ from typing import Self
 
 import pydantic_monty
 
-from knapsack.interpreters import MEMORY_LIMIT, UNSHOWN, InterpreterError, Outcome, no_interpreter
+from knapsack.interpreters import UNSHOWN, InterpreterError, Outcome, no_interpreter
 
+# Bytes a session may take. A text that reaches the host can take five times as much here, if it has one wide character.
+MEMORY_LIMIT = 48 * 1024 * 1024
 RECURSION_LIMIT = 500
 REQUEST_TIMEOUT = 20.0  # seconds after which a worker that does not even answer is killed
 CLOCK = datetime(2026, 1, 1, tzinfo=UTC)

@@ -1,0 +1,91 @@
+"""Pairs and rows for training: every filter, and rows that read back or say what is wrong."""
+
+import pytest
+import scripted
+from damage import HOW, damage
+from tiny import tiny_tokenizer
+
+from knapsack import prompts, training_data
+from knapsack.files import CorruptFileError
+
+
+def good(kind="persistent"):
+    return scripted.play(scripted.small_task(), kind, scripted.persistent_texts())
+
+
+def test_every_filter_rejects_for_its_own_reason():
+    task, tokenizer = scripted.small_task(), tiny_tokenizer()
+    take = scripted.block("import json\nseen = {}\n" + scripted.LOOK.format(batch=6) + scripted.TAKE.format(skip=0))
+    end = scripted.block("finish()")
+    assert training_data.rejection(good()) is None
+    assert training_data.rejection(good("stateless")) == "errors"  # two NameErrors in four turns
+    assert training_data.rejection(scripted.play(task, "persistent", [end])) == "score"
+    assert training_data.rejection(scripted.play(task, "persistent", [take, "Hm."], 3)) == "finish"
+    same = [scripted.block("print('waiting for one more look at these')")] * 3
+    again = scripted.block("print('waiting for one more look at these')\nfinish()")
+    assert training_data.rejection(scripted.play(task, "persistent", [take, *same, again])) == "loop"
+    assert training_data.rejection(scripted.play(task, "persistent", [take, *same, end])) is None
+    tools = [take, *[scripted.block("take_item('nothing')", f"Try {n}.") for n in range(3)], end]
+    assert training_data.rejection(scripted.play(task, "persistent", tools)) is None  # a tool's error is not counted
+    length = len(prompts.render(training_data.training_row(good())["messages"], tokenizer).input_ids)
+    assert training_data.rejection(good(), tokenizer, max_tokens=length + 100) is None
+    assert training_data.rejection(good(), tokenizer, max_tokens=length + 99) == "length"
+
+
+def test_a_pair_is_kept_only_if_both_pass():
+    both = scripted.play(scripted.small_task(), "stateless", scripted.stateless_texts(scripted.small_task()))
+    kept, reasons = training_data.keep_pairs([good(), good()], [both, good("stateless")])
+    assert len(kept) == 1 and kept[0][1] is both
+    assert reasons == {"persistent": {}, "stateless": {"errors": 1}}
+    other = scripted.play(scripted.small_task(4), "stateless", ["Nothing."], 2)
+    with pytest.raises(ValueError, match="same tasks"):
+        training_data.keep_pairs([good()], [other])
+
+
+def test_training_rows_end_with_the_assistant_and_read_back(tmp_path):
+    row = training_data.training_row(scripted.play(scripted.small_task(), "persistent", ["I think.", "So."], 2))
+    assert [m["role"] for m in row["messages"]] == ["system", "user", "assistant", "user", "assistant"]
+    path = tmp_path / "training" / "traces.jsonl"
+    training_data.write_rows(path, [row, training_data.training_row(good())])
+    assert training_data.read_rows(path) == [row, training_data.training_row(good())]
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda text: text[:-30], "within line 2"),
+        (lambda text: "", "empty"),
+        (lambda text: text.encode().replace(b"a", b"\xe1", 1), "is no text"),
+        (lambda text: text.replace('"messages"', '"message"', 1), "line 1"),
+        (lambda text: text.replace('"role": "system"', '"role": "user"'), "line 1"),
+        (lambda text: "{}\n" + text, "line 1"),
+    ],
+)
+def test_damaged_rows_name_file_and_line(tmp_path, damage, complaint):
+    path = tmp_path / "traces.jsonl"
+    training_data.write_rows(path, [training_data.training_row(good())] * 2)
+    (tmp_path / "digests.json").unlink()  # rows from elsewhere have none
+    damaged = damage(path.read_text())
+    path.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
+    with pytest.raises(CorruptFileError, match=complaint) as error:
+        training_data.read_rows(path)
+    assert "traces.jsonl" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["traces.jsonl", "digests.json"])
+@pytest.mark.parametrize("how", [*HOW, "missing"])
+def test_damaged_rows_are_named_and_written_again(tmp_path, capsys, name, how):
+    rows, path = [training_data.training_row(good())] * 2, tmp_path / "traces.jsonl"
+    training_data.write_rows(path, rows)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    damage(tmp_path / name, how)
+    if (name, how) != ("digests.json", "missing"):
+        with pytest.raises(CorruptFileError, match=f"{name} .*; run notebook 02 again"):
+            training_data.read_rows(path)
+        training_data.write_rows(path, rows)
+        assert f"{name} " in capsys.readouterr().err
+    training_data.write_rows(path, rows)
+    assert not capsys.readouterr().err  # whole again, and other rows instead are no damage
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    training_data.write_rows(path, rows[:1])
+    assert not capsys.readouterr().err and training_data.read_rows(path) == rows[:1]
