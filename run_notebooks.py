@@ -33,6 +33,7 @@ try:
     from ipykernel.kernelspec import write_kernel_spec
     from nbclient.exceptions import DeadKernelError
 
+    from knapsack.files import CorruptFileError, read_json
     from knapsack.runs import Run, open_run
 except ImportError as error:
     sys.exit(f"{error}: install first, with `make report` or `pip install -r requirements.lock && pip install -e .`")
@@ -127,15 +128,16 @@ def plan(profile_name: str, run_folder: str, assignments: list[str]) -> list[Ste
 
 def prepare(run: Run, steps: list[Step], fresh: bool) -> None:
     """Empty the run folder (``fresh``), or check that its finished steps have these parameters; raises ValueError."""
-    manifest = run.read_manifest()
     if fresh:
-        content = [path for path in run.folder.iterdir() if path.name != ".lock"]
-        known = manifest.keys() & {RUNNER, *(step.name for step in steps)}
+        content, known = [path for path in run.folder.iterdir() if path.name != ".lock"], set()
+        with contextlib.suppress(OSError, CorruptFileError):  # a damaged one still tells a run from another folder
+            known = read_json(run.manifest).keys() & {RUNNER, *(step.name for step in steps)}
         if ROOT.is_relative_to(run.folder) or (content and not known):
             raise ValueError(f"--fresh: {run.folder} has no manifest.json of a run; nothing was deleted")
         for path in sorted(content, key=lambda path: path == run.manifest):  # the manifest last: can be repeated
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         return
+    manifest = run.read_manifest()
     for step in steps:
         recorded = manifest.get(step.name, {}).get("parameters", {}) if step.name != RECOMPUTED else {}
         for name in sorted(recorded.keys() & step.parameters.keys() - {"run_folder", "processes"}):

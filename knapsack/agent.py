@@ -18,7 +18,9 @@ from knapsack.runtime import MAX_TOOL_CALLS, Kind, Observation, Runtime
 from knapsack.tasks import Task
 
 MAX_TURNS = 40  # paper, section 3
-FENCE = re.compile(r"```([^\n`]*)\n(.*?)```", re.DOTALL)  # any language, so that a closing fence opens nothing
+# Any language, so that a closing fence opens nothing; fences stand at the start of a line, so that ``` within code
+# closes nothing.
+FENCE = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 LANGUAGES = ("", "python", "python3", "py")
 
 

@@ -70,10 +70,15 @@ def shown(done, turn: int) -> dict:
         "```Python \r\nx = 1\n```",
         'First the data:\n```json\n{"a": 1}\n```\nand now\n```python\nx = 1\n```',
         "```python\nx = 1\n```\nIt will print\n```text\n1\n```",
+        "  ```python\nx = 1\n  ```",
     ],
 )
 def test_one_block_is_found(text):
     assert code_block(text) == ("x = 1\n", None)
+
+
+def test_fence_within_code_closes_nothing():
+    assert code_block("```python\nprint('```')\n```") == ("print('```')\n", None)
 
 
 @pytest.mark.parametrize(

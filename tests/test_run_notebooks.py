@@ -190,6 +190,8 @@ def test_a_damaged_manifest_is_named_and_made_again(root, capsys):
         path.write_text(damage(whole))
         assert path.read_text() != whole and run_notebooks.main([]) == 0
         assert "manifest.json is not" in capsys.readouterr().err
+    path.write_text(whole.replace('"seed": 0', '"seed": 2', 1))
+    assert run_notebooks.main(["--fresh"]) == 0  # it still tells a run's folder from another one
 
 
 def test_a_run_folder_that_cannot_be_made(root, capsys):
