@@ -21,7 +21,7 @@ def checkout() -> Path:
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=2, help="how often test_killed.py kills the report")
+    parser.addoption("--kills", type=int, default=1, help="how often test_killed.py kills the report")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Killed at random moments and started again, the whole report ends as if nothing had happened.
 
-``make test`` kills a few times; ``python -m pytest tests/test_killed.py --kills 20`` does it thoroughly.
+``make test`` kills it once; ``python -m pytest tests/test_killed.py --kills 20`` does it thoroughly.
 """
 
 import random
@@ -46,7 +46,7 @@ def test_killed_report_ends_like_an_uninterrupted_one(request, checkout, smalles
         try:
             assert runner.wait(timeout=source.uniform(0, finished.seconds)) == 0, (tmp_path / "output").read_text()
         except subprocess.TimeoutExpired:
-            kill(runner, everything=number % 2 == 0)
+            kill(runner, everything=number % 2 == 1)
     last = subprocess.run(command(checkout, folder, smallest), capture_output=True, text=True)
     assert last.returncode == 0, last.stdout + last.stderr
 
