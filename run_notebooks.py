@@ -161,6 +161,7 @@ def execute(step: Step, target: Path, log: bool) -> str | None:
     print(f"{step.name} → {target}", flush=True)
     children, stopped, started, step.status = set(), threading.Event(), time.monotonic(), "failed"
     threading.Thread(target=watch, args=(step, children, stopped), daemon=True).start()
+    logging.getLogger("papermill").disabled = True  # all that it would tell of a dead kernel is told below
     try:
         target.parent.mkdir(exist_ok=True)
         options = {"kernel_name": "python3", "cwd": step.path.parent, "coalesce_streams": True}
