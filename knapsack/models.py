@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from knapsack import nano, prompts
 from knapsack.agent import ContextFull, Reply
 from knapsack.prompts import Message
+from knapsack.templates import encoder_of
 
 PREFILL_STEP = 32  # prompts are padded to multiples of this: few shapes, for which kernels are prepared once
 
@@ -103,7 +104,9 @@ class LocalModel:
         self.slots, self.context_length, self.max_new_tokens = slots, context_length, max_new_tokens
         self.temperature, self.seed = temperature, seed
         ends = getattr(model.generation_config, "eos_token_id", None)
-        self._ends = {tokenizer.convert_tokens_to_ids("<|im_end|>"), *(ends if isinstance(ends, list) else [ends])}
+        self._encoder = encoder_of(tokenizer)
+        own_end = self._encoder.marks(self._encoder.template.end)
+        self._ends = {*own_end, *(ends if isinstance(ends, list) else [ends])}
         self._cache = SlotCache(slots, context_length)
         self._slots = [_Slot() for _ in range(slots)]
 
@@ -162,7 +165,7 @@ class LocalModel:
             stopped = chosen[slot] in self._ends
             if stopped or len(state.new) >= min(self.max_new_tokens, self.context_length - len(state.prompt)):
                 state.noise = None
-                text = self.tokenizer.decode(state.new, skip_special_tokens=True)
+                text = self._encoder.read(state.new)
                 finished.append((slot, Reply(text, len(state.prompt), len(state.new), stopped)))
         return finished
 

@@ -5,12 +5,12 @@ fits it. Two lengths exist: "full" for language models, "compact" for the scale 
 """
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from knapsack.runtime import KINDS, Kind, Observation
 from knapsack.tasks import Task
+from knapsack.templates import encoder_of
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 Detail = Literal["full", "compact"]
@@ -162,38 +162,34 @@ class Rendered:
 
 
 def render(messages: list[Message], tokenizer, reply_follows: bool = False) -> Rendered:
-    """Tokens of a conversation in the ChatML form ``<|im_start|>role⏎content<|im_end|>⏎``.
+    """Tokens of a conversation as ``tokenizer``'s model reads it (see ``templates``).
 
-    Used for training rows (every assistant message with its end token is labelled) and, with
-    ``reply_follows=True``, for inference, where the text ends right after the assistant's header. A training
-    row therefore begins with exactly the tokens of each of its inference prompts. Control tokens are set by
-    id; contents are split as plain text, so nothing inside a message can act as a control token.
+    Used for training rows (every reply with its end token is labelled) and, with ``reply_follows=True``, for
+    inference, where the text ends right before the reply. A training row therefore begins with exactly the tokens
+    of each of its inference prompts; for the hybrid Qwen3 models with thinking off that takes the empty think block
+    before every reply, unlabelled. Control tokens are set by id; contents are split as plain text, so nothing inside
+    a message can act as a control token. Raises ValueError if no supported template fits.
     """
-    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
-    if None in (start, end) or tokenizer.unk_token_id in (start, end):
-        raise ValueError("the tokenizer has no <|im_start|> and <|im_end|> tokens; use a ChatML model such as Qwen3")
-
-    # Tokens such as <think> are added to a vocabulary without being called special: they are cut after a character.
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if len(token.content) > 1]
-    inside = [f"(?<={re.escape(text[0])})(?={re.escape(text[1:])})" for text in added]
-    within = re.compile("|".join(inside) or r"(?!)")
-
-    def plain(text: str) -> list[int]:
-        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        return [i for piece in within.split(text) for i in tokenizer(piece, **options)["input_ids"]]
-
-    newline = plain("\n")
+    encoder = encoder_of(tokenizer)
+    template, marks = encoder.template, encoder.marks
     input_ids: list[int] = []
     labels: list[int] = []
 
-    def add(ids: list[int], learned: bool) -> None:
+    def add(ids: list[int], learned: bool = False) -> None:
         input_ids.extend(ids)
         labels.extend(ids if learned else [-100] * len(ids))
 
-    for message in messages:
-        add([start, *plain(message["role"]), *newline], False)
-        add([*plain(message["content"]), end], message["role"] == "assistant")
-        add(newline, False)
+    before_role, role_follows, after_role = template.header.partition("{role}")
+    add(marks(template.opening))
+    for message in template.arrange(messages):
+        content = encoder.plain(template.lead + message["content"])
+        if message["role"] == "assistant":
+            add(marks(template.reply))
+            add(content + marks(template.end), learned=True)
+            add(marks(template.after))
+        else:
+            role = encoder.plain(message["role"]) if role_follows else []
+            add(marks(before_role) + role + marks(after_role) + content + marks(template.closing))
     if reply_follows:
-        add([start, *plain("assistant"), *newline], False)
+        add(marks(template.reply))
     return Rendered(input_ids, labels)

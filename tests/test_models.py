@@ -1,16 +1,18 @@
 """Models: the same logits as transformers itself, the same replies whatever else is in the batch."""
 
 import random
+from copy import deepcopy
 
 import pytest
 import torch
+from chat_tokenizers import TOKENIZERS
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, MistralConfig, Qwen3Config
 
 from knapsack import agent, models, prompts
 from knapsack.agent import ContextFull, Episode
-from knapsack.models import choose, load_model
+from knapsack.models import LocalModel, choose, load_model
 
 SETTINGS = {"slots": 4, "context_length": 512, "max_new_tokens": 12, "temperature": 1.0, "seed": 0}
 
@@ -195,3 +197,51 @@ def test_bad_input_is_named(folder, tmp_path):
     model.submit(0, "a", conversation(1))
     with pytest.raises(RuntimeError, match="still answering a"):
         model.submit(0, "b", conversation(1))
+
+
+def family(name: str, **settings) -> LocalModel:
+    """A tiny random model of the architecture that goes with a chat template, as ``load_model`` would hold it."""
+    kind, tokenizer = {"qwen3": Qwen3Config, "llama-3": LlamaConfig, "mistral": MistralConfig}[name], TOKENIZERS[name]
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048}
+    config = kind(vocab_size=len(tokenizer), **sizes)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="knapsack_by_row")
+    return LocalModel(model.eval(), tokenizer, **SETTINGS | settings)
+
+
+def answer(model: LocalModel, messages: list[dict], tokens: list[int], monkeypatch) -> agent.Reply:
+    """The reply if the model chose ``tokens``."""
+    written = iter(tokens)
+    monkeypatch.setattr(models, "choose", lambda *_: [next(written)] * model.slots)
+    model.submit(0, "a", messages)
+    while not (finished := model.step()):
+        pass
+    assert next(written, None) is None
+    return finished[0][1]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama-3", "mistral"])
+@pytest.mark.parametrize("text", ["ab\n user", "<think>\na\n</think>\n\nb", " </s>", ""])
+def test_a_reply_is_read_as_it_will_be_rendered(name, text, monkeypatch):
+    model, messages = family(name, max_new_tokens=100), conversation(1)
+    row = [*messages, {"role": "assistant", "content": text}]
+    learned = [label for label in prompts.render(row, model.tokenizer).labels if label != -100]
+    reply = answer(model, messages, learned, monkeypatch)
+    assert (reply.text, reply.completion_tokens, reply.stopped) == (text, len(learned), True)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama-3", "mistral"])
+def test_logits_of_other_architectures_are_those_of_transformers(name):
+    model = family(name, temperature=0, max_new_tokens=4)
+    plain = AutoModelForCausalLM.from_config(deepcopy(model.model.config), attn_implementation="sdpa").eval()
+    plain.load_state_dict(model.model.state_dict())
+    seen, messages = record(model), conversation(3)
+    model.submit(1, "a", messages)
+    while not model.step():
+        pass
+    prompt = prompts.render(messages, model.tokenizer, reply_follows=True).input_ids
+    found = torch.stack(seen)[:, 1]
+    with torch.inference_mode():
+        expected = plain(torch.tensor([prompt + found.argmax(-1).tolist()])).logits[0, len(prompt) - 1 : -1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
