@@ -1,48 +1,31 @@
-"""A subject behind an OpenAI-compatible chat endpoint: a hosted model, vLLM, llama.cpp, transformers serve.
+"""OpenAI-compatible chat endpoints (a hosted model, vLLM, llama.cpp, transformers serve): which model is where, with
+which key, and whether somebody answers.
 
-What the *model* does is an observation: a reply that ran into its token limit, an empty reply that cost tokens, a
-conversation that no longer fits the model's context. What happens on the *way* to it is infrastructure and never
-scored: it is tried again with growing waits, and then stops the run with an ``EndpointError``.
+What is sent depends on the arguments alone. Of the environment only what belongs to the machine's network counts:
+proxies (``HTTP_PROXY``, ``HTTPS_PROXY``, ``ALL_PROXY``, ``NO_PROXY``) and certificates (``SSL_CERT_FILE``,
+``SSL_CERT_DIR``).
 """
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
-from concurrent.futures import wait
-from contextlib import ExitStack
-from dataclasses import dataclass, fields
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from typing import Self
+from dataclasses import dataclass, field, fields
 from urllib.parse import urlsplit
 
-from knapsack.agent import ContextFull, Reply
-from knapsack.prompts import Message
+from knapsack import chat_api
+from knapsack.chat_api import error_detail, root_cause
 
-LONGEST_WAIT = 60.0  # seconds between two tries, and the longest Retry-After that is honoured
-PASSING = (408, 409, 425, 429)  # statuses worth another try, beside all from 500 on
-INTERRUPTED = (None, "content_filter", "abort", "error")  # finish reasons that say the reply is not what the model said
-REMEDIES = {
-    401: 'the key is refused or missing: "key" names the environment variable that holds it',
-    403: "the key may not use this model",
-    404: "check the model's name, and that the address is the API's root (it mostly ends in /v1)",
+ENTRY = {  # a notebook's words for the fields of an Endpoint
+    "endpoint": "url",
+    "model": "model",
+    "key": "key_variable",
+    "timeout": "timeout",
+    "temperature": "temperature",
+    "extra": "extra",
 }
-# OpenAI, vLLM, llama.cpp, SGLang, TGI and others; each says it in its own words.
-CONTEXT_FULL = re.compile(
-    r"context_length_exceeded|exceed_context_size"
-    r"|maximum context length|maximum model length|exceeds? (the |the model's )?(available |maximum )?context"
-    r"|longer than the (model's|maximum) (context|model)|context length is only|prompt is too long"
-    r"|input token count .* exceeds|`inputs` tokens \+ `max_new_tokens`|reduce the length of the (messages|prompt)",
-    re.IGNORECASE,
-)
-# Behind "<": "|" (ChatML, Llama 3, Phi), its wide form (DeepSeek), a name up to ">" (<s>, </s>, <end_of_turn>). Behind
-# "[": Mistral's and GLM's names. <think> may stay in replies: chat templates cut old thoughts out by it.
-NAMES = "INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_[A-Z]+|ARGS|CALL_ID|IMG|IMG_BREAK|IMG_END|AUDIO|BEGIN_AUDIO|THINK"
-NAMES += "|PREFIX|MIDDLE|SUFFIX|BOS|EOS|PAD|UNK|CLS|SEP|g?MASK|sMASK"
-CONTROL = re.compile(rf"(?<=<)(?=[|｜]|/?[\w.-]+>)|(?<=\[)(?=/?(?:{NAMES})\])")
-CONTROL_IN_REPLY = re.compile(rf"(?!/?think>)(?:{CONTROL.pattern})")
+# Fields of a request that have their own place in the settings, or on which the reading of the answer rests.
+NOT_EXTRA = {"model", "messages", "seed", "stream", "n", "temperature", "max_tokens", "max_completion_tokens"}
+CHECK_SECONDS = 20.0  # patience of check_server
 
 
 class EndpointError(RuntimeError):
@@ -55,7 +38,9 @@ class Endpoint:
 
     ``key_variable`` is the NAME of the environment variable with the key (None: the server wants none); the key
     itself is stored nowhere. A request may take ``timeout`` seconds in all and is tried ``tries`` times; the wait
-    between two tries starts at ``first_wait`` seconds and doubles.
+    between two tries starts at ``first_wait`` seconds and doubles. ``temperature`` None is the caller's; ``extra``
+    are further fields of the request's body, such as ``{"reasoning_effort": "low"}``. ``weights`` is the digest of
+    what is served, where it is known: replies of other weights are other replies.
     """
 
     url: str
@@ -64,38 +49,72 @@ class Endpoint:
     timeout: float = 600.0
     tries: int = 8
     first_wait: float = 1.0
+    temperature: float | None = None
+    extra: dict = field(default_factory=dict)
+    weights: str | None = None
 
     @property
     def where(self) -> str:
         return f"{self.url} (model {self.model})"
 
+    @property
+    def identity(self) -> dict:
+        """What of this determines the replies, without what is not set; for records."""
+        chosen = {"temperature": self.temperature, "extra": self.extra or None, "weights": self.weights}
+        return {"url": self.url, "model": self.model} | {k: value for k, value in chosen.items() if value is not None}
+
+
+def read_endpoint(name: str, entry: dict) -> Endpoint:
+    """The endpoint that an entry of a notebook's parameter describes.
+
+    Raises ValueError naming the entry and what is wrong with it, but never showing what might be a secret.
+    """
+    problem = f"endpoint {name!r}"
+    if not isinstance(entry, dict) or not {"endpoint", "model"} <= entry.keys() <= ENTRY.keys():
+        found = ", ".join(map(repr, entry)) if isinstance(entry, dict) else type(entry).__name__
+        optional = ", ".join(f'"{key}"' for key in list(ENTRY)[2:])
+        raise ValueError(f'{problem} has {found}: needs "endpoint" and "model"; may have {optional}')
+    types = {known.name: known.type for known in fields(Endpoint)}
+    values = {ENTRY[key]: float(value) if type(value) is int else value for key, value in entry.items()}
+    if wrong := [key for key in entry if not isinstance(values[ENTRY[key]], types[ENTRY[key]])]:
+        raise ValueError(f'{problem}: "{wrong[0]}" may not be a {type(entry[wrong[0]]).__name__}')
+    endpoint = Endpoint(**values)
+    try:
+        address = urlsplit(endpoint.url)
+        complete = address.scheme in ("http", "https") and address.hostname and address.port != 0
+    except ValueError:
+        complete = False
+    if not complete:
+        raise ValueError(f'{problem}: "endpoint" is no address http(s)://…')
+    if address.username or address.password or address.query:
+        raise ValueError(f'{problem}: the address is recorded: no secret in it; "key" names a variable')
+    if endpoint.key_variable is not None and not re.fullmatch(r"[A-Za-z_]\w*", endpoint.key_variable, re.ASCII):
+        raise ValueError(f'{problem}: "key" is the NAME of the environment variable with the key, not the key')
+    if not endpoint.timeout > 0:
+        raise ValueError(f"{problem}: timeout = {endpoint.timeout:g}: needs seconds above 0")
+    if endpoint.temperature is not None and not 0 <= endpoint.temperature < float("inf"):
+        raise ValueError(f"{problem}: temperature = {endpoint.temperature:g}: needs a number from 0 on")
+    if reserved := sorted(NOT_EXTRA & endpoint.extra.keys()):
+        raise ValueError(f'{problem}: "extra" may not set {reserved[0]!r}, which the report sets')
+    try:
+        json.dumps(endpoint.extra, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{problem}: "extra" is no JSON: {error}') from error
+    return endpoint
+
 
 def read_endpoints(entries: dict[str, dict]) -> dict[str, Endpoint]:
     """Endpoints by name from notebook 04's parameter. Raises ValueError naming the entry and what is wrong with it."""
-    known = {"endpoint": "url", "model": "model", "key": "key_variable", "timeout": "timeout"}
-    types = {field.name: field.type for field in fields(Endpoint)}
-    found = {}
-    for name, entry in entries.items():
+    for name in entries:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or name == "teacher":
             raise ValueError(f"endpoint {name!r}: a name has letters, digits, '_', '.', '-', and is not \"teacher\"")
-        if not isinstance(entry, dict) or not {"endpoint", "model"} <= entry.keys() <= known.keys():
-            raise ValueError(f'endpoint {name!r} is {entry!r}: needs "endpoint" and "model"; may have "key", "timeout"')
-        values = {known[key]: float(value) if type(value) is int else value for key, value in entry.items()}
-        if wrong := [key for key in entry if not isinstance(values[known[key]], types[known[key]])]:
-            raise ValueError(f"endpoint {name!r}: {wrong[0]} = {entry[wrong[0]]!r} is of the wrong type")
-        found[name] = Endpoint(**values)
-        address = urlsplit(found[name].url)
-        if address.scheme not in ("http", "https") or not address.hostname or found[name].timeout <= 0:
-            raise ValueError(f"endpoint {name!r} is {entry!r}: needs an address http(s)://… and a timeout above 0 s")
-        if address.username or address.password or address.query:
-            raise ValueError(f'endpoint {name!r}: the address is recorded: no secret in it; "key" names a variable')
-    return found
+    return {name: read_endpoint(name, entry) for name, entry in entries.items()}
 
 
 def read_key(endpoint: Endpoint) -> str | None:
     """The key of an endpoint, before it is asked; the one place of the library that reads a key.
 
-    Raises ValueError if it is not set, and ImportError, with the remedy, without the ``api`` extra.
+    Raises ValueError if it is not set or no key, and ImportError, with the remedy, without the ``api`` extra.
     """
     packages()
     if endpoint.key_variable is None:
@@ -103,16 +122,9 @@ def read_key(endpoint: Endpoint) -> str | None:
     key = os.environ.get(endpoint.key_variable)
     if not key:
         raise ValueError(f"{endpoint.where}: the environment variable {endpoint.key_variable}, its key, is not set")
+    if not (key.isascii() and key.isprintable() and " " not in key):  # an error about the header would show it
+        raise ValueError(f"{endpoint.where}: {endpoint.key_variable} holds what no key has, such as a line break")
     return key
-
-
-def without_control_tokens(text: str, role: str = "user") -> str:
-    """``text`` with a space put into what a chat template or tokenizer could take for a control token.
-
-    ``<|im_end|>`` becomes ``< |im_end|>``, ``[INST]`` becomes ``[ INST]``. A server renders the conversation itself,
-    so unlike ``prompts.render`` we cannot set control tokens by id; the recorded conversation keeps the original text.
-    """
-    return (CONTROL_IN_REPLY if role == "assistant" else CONTROL).sub(" ", text)
 
 
 def packages() -> tuple:
@@ -126,183 +138,45 @@ def packages() -> tuple:
     return anyio, openai, tenacity
 
 
-class _Passing(Exception):
-    """A failure worth another try, not before ``retry_after`` seconds."""
-
-    def __init__(self, what: str, retry_after: float = 0.0):
-        super().__init__(what)
-        self.retry_after = min(retry_after, LONGEST_WAIT)
-
-
-class _Final(Exception):
-    """A failure that another try would repeat."""
+def service(openai, endpoint: Endpoint, key: str | None, timeout: float, max_retries: int):
+    """The provider's client, without what it reads of the environment: that may belong to another provider."""
+    limits = openai.Timeout(timeout, connect=min(10.0, timeout))
+    client = openai.AsyncOpenAI(api_key=key or "none", base_url=endpoint.url, timeout=limits, max_retries=max_retries)
+    client.organization = client.project = None
+    client._custom_headers = {}  # OPENAI_CUSTOM_HEADERS, which no argument replaces
+    return client
 
 
-class Client:
-    """Asks an endpoint, from any number of threads at once; use as a context manager.
+def check_server(endpoint: Endpoint, key: str | None = None) -> str | None:
+    """Ask the server for the list of its models, which costs nothing and takes ``CHECK_SECONDS`` at most.
 
-    ``check`` is called several times a second while an answer is waited for; what it raises ends the wait and the
-    request.
+    Returns a sentence if that leaves open whether it knows the model (there is no list, or the model is not in it,
+    as with an alias), else None. Raises EndpointError, with the remedy, if nobody answers or the key is refused.
     """
+    anyio, openai, _ = packages()
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        key: str | None = None,
-        *,
-        temperature: float,
-        max_new_tokens: int,
-        context_length: int,
-        seed: int,
-        check: Callable[[], None] = lambda: None,
-    ):
-        self._anyio, self._openai, tenacity = packages()
-        self.endpoint, self._key = endpoint, key
-        self.temperature, self.max_new_tokens, self.seed = temperature, max_new_tokens, seed
-        self.context_length, self.check = context_length, check
-        self._limit = "max_tokens"  # known everywhere; newer models of some providers want max_completion_tokens
-        first = endpoint.first_wait
-        backoff = tenacity.wait_exponential_jitter(multiplier=first, max=LONGEST_WAIT, jitter=first)
-        self._retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(_Passing),
-            wait=backoff + tenacity.wait_exception(lambda error: error.retry_after),
-            stop=tenacity.stop_after_attempt(endpoint.tries),
-            reraise=True,
-        )
+    async def ask() -> str:
+        async with service(openai, endpoint, key, CHECK_SECONDS, max_retries=2) as client:
+            with anyio.fail_after(CHECK_SECONDS):
+                return (await client.models.with_raw_response.list()).text
 
-    def __enter__(self) -> Self:
-        timeout = self._openai.Timeout(self.endpoint.timeout, connect=min(10.0, self.endpoint.timeout))
-        options = {"base_url": self.endpoint.url, "timeout": timeout, "max_retries": 0}
-        self._service = self._openai.AsyncOpenAI(api_key=self._key or "none", **options)
-        self._service.organization = self._service.project = None  # read from the environment: of another provider
-        with ExitStack() as stack:
-            self._portal = stack.enter_context(self._anyio.from_thread.start_blocking_portal())
-            stack.callback(self._portal.call, self._service.close)
-            self._open = stack.pop_all()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._open.__exit__(*exception)
-
-    def reply(self, messages: list[Message]) -> Reply:
-        """The model's reply with the server's count of tokens.
-
-        Raises ContextFull if the conversation does not fit the server's context or ``context_length``, and
-        EndpointError for whatever else keeps the reply from coming.
-        """
-        future = self._portal.start_task_soon(self._reply, messages)
-        try:
-            while not wait([future], timeout=0.2).done:
-                self.check()
-            return future.result()
-        finally:
-            future.cancel()
-
-    async def _reply(self, messages: list[Message]) -> Reply:
-        turn, tries = 1 + sum(message["role"] == "assistant" for message in messages), 0
-        try:
-            async for attempt in self._retrying.copy():
-                with attempt:
-                    tries += 1
-                    return await self._try(messages)
-        except ContextFull as full:
-            if turn > 1:
-                raise
-            problem = f"{full}: not even the opening prompt fits; serve it, or run, with a longer context"
-        except _Final as error:
-            problem = str(error)
-        except _Passing as error:
-            problem = f"{error}; tried {tries} times: run again when the endpoint answers"
-        raise EndpointError(f"turn {turn}, {self.endpoint.where}: {problem}")
-
-    async def _try(self, messages: list[Message]) -> Reply:
-        """One try: a request, repeated at once if the server wants its token limit in another way."""
-        sent = [{"role": m["role"], "content": without_control_tokens(m["content"], m["role"])} for m in messages]
-        digest = hashlib.sha256(f"{self.seed}|{json.dumps(sent)}".encode()).digest()
-        limit = {self._limit: self.max_new_tokens}
-        while True:
-            try:
-                text = await self._request(sent, int.from_bytes(digest[:4]) >> 1, limit)
-                break
-            except self._openai.APIStatusError as error:
-                status, detail = error.status_code, _detail(error, self._key)
-                problem = f"HTTP {status}: {detail}"
-                if status < 500 and CONTEXT_FULL.search(f"{error.code} {error.type} {detail}"):
-                    if not limit:
-                        raise ContextFull(f"the server's context is full: {detail}") from error
-                    limit = {}  # prompt and limit are too long together: may the reply have what the prompt leaves?
-                elif status == 400 and "max_tokens" in limit and "max_completion_tokens" in detail:
-                    self._limit = "max_completion_tokens"
-                    limit = {self._limit: self.max_new_tokens}
-                elif (status in PASSING or status >= 500) and error.code != "insufficient_quota":
-                    raise _Passing(problem, _retry_after(error.response.headers)) from error
-                else:
-                    raise _Final(f"{problem}; {REMEDIES.get(status, 'the server refuses such requests')}") from error
-        reply = _read(text, self._key)
-        if reply.prompt_tokens >= self.context_length:
-            raise ContextFull(f"the conversation has {reply.prompt_tokens} tokens, the context {self.context_length}")
-        return reply
-
-    async def _request(self, messages: list[Message], seed: int, limit: dict[str, int]) -> str:
-        """The body of the answer."""
-        create = self._service.chat.completions.with_raw_response.create
-        options = {"model": self.endpoint.model, "temperature": self.temperature, "seed": seed, **limit}
-        try:
-            with self._anyio.fail_after(self.endpoint.timeout):  # in all: a server may send a byte now and then
-                return (await create(messages=messages, **options)).text
-        except (TimeoutError, self._openai.APITimeoutError) as error:
-            raise _Passing(f'no whole answer within {self.endpoint.timeout:g} s ("timeout" allows more)') from error
-        except self._openai.APIConnectionError as error:
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
-            raise _Passing(f"the connection failed: {str(cause) or repr(cause)}") from error
-
-
-def _read(text: str, key: str | None) -> Reply:
-    """The reply in the body of an answer; _Passing if there is none in it, _Final if its usage is missing or wrong."""
+    open_question = f"whether it knows {endpoint.model!r} shows at the first request"
     try:
-        answer = json.loads(text)
-        choice = answer["choices"][0]
-        content, reason = choice["message"].get("content") or "", choice.get("finish_reason")
-        if not isinstance(content, str):
-            raise TypeError("the content is no text")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise _Passing(f"the answer is no chat completion: {_short(text, key)}") from error
-    if reason in INTERRUPTED:
-        raise _Passing(f"the reply was interrupted (finish_reason {reason})")
-    usage = answer.get("usage")
-    counts = [usage.get(f"{part}_tokens") for part in ("prompt", "completion")] if isinstance(usage, dict) else [None]
-    if not all(type(count) is int and count >= 0 for count in counts):
-        raise _Final(f"the server does not count tokens (usage: {usage!r:.200}), which the report needs")
-    prompt, completion = counts
-    if completion == 0 and not content:
-        raise _Passing("an empty reply")
-    if 0 in counts:
-        raise _Final(f"the server miscounts tokens (usage: {usage!r:.200}), which the report needs")
-    return Reply(content, prompt, completion, stopped=reason != "length")
-
-
-def _detail(error, key: str | None) -> str:
-    """What the server says in an error's body, or the body itself."""
-    said = error.body.get("message") if isinstance(error.body, dict) else None
-    return _short(said if isinstance(said, str) else error.response.text, key)
-
-
-def _short(text: str, key: str | None, limit: int = 300) -> str:
-    """The beginning of a server's text in one line, without the key, which some servers repeat."""
-    text = " ".join((text.replace(key, "***") if key else text).split())
-    return text if len(text) <= limit else text[:limit] + " …"
-
-
-def _retry_after(headers) -> float:
-    """Seconds that the server asks to wait, in the header's number or until its date; 0 without a usable header."""
-    value = headers.get("retry-after", "")
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0
+        with anyio.from_thread.start_blocking_portal() as portal:  # a notebook has an event loop of its own
+            models = [str(model["id"]) for model in json.loads(portal.call(ask))["data"]]
+    except (TimeoutError, openai.APIConnectionError) as error:
+        late = isinstance(error, TimeoutError | openai.APITimeoutError)
+        cause = f"within {CHECK_SECONDS:g} s" if late else f"({root_cause(error)})"
+        remedy = "start the server, or check the address"
+        raise EndpointError(f"{endpoint.where}: nobody answers {cause}: {remedy}") from error
+    except openai.APIStatusError as error:
+        status, problem = error.status_code, f"HTTP {error.status_code}: {error_detail(error, key)}"
+        if status in (403, 404, 405, 501):  # not for this key, or not at all
+            return f"{endpoint.where} shows no list of models ({problem}): {open_question}"
+        remedy = chat_api.REMEDIES.get(status, "run again when it is ready")
+        raise EndpointError(f"{endpoint.where}: {problem}; {remedy}") from error
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return f"{endpoint.where} shows no list of models: {open_question}"
+    if any(name == endpoint.model or name.endswith(f"/{endpoint.model}") for name in models):
+        return None
+    return f"{endpoint.where} lists {chat_api.short(', '.join(models), key) or 'no model'}: {open_question}"

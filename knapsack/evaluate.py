@@ -14,16 +14,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 from tqdm import tqdm
 
 from knapsack import agent, prompts, traces
-from knapsack.endpoints import Client, Endpoint, read_key
+from knapsack.client import Client, ask_once
+from knapsack.endpoints import Endpoint, read_key
 from knapsack.files import CorruptFileError, digest, read_sealed, tell, write_sealed, writing
 from knapsack.prompts import Detail
+from knapsack.reply_cache import ReplyCache
 from knapsack.runs import Run
 from knapsack.runtime import Engine, Kind, interpreter_pool
 from knapsack.tasks import Task, read_tasks
@@ -59,12 +61,12 @@ class Settings:
     """What all cells share and what is recorded beside their episodes.
 
     ``slots`` conversations are answered at once; through the shape of matrix products it acts on rounding.
-    ``engine`` runs the code (``interpreters.ENGINES``).
+    ``engine`` runs the code (``interpreters.ENGINES``). ``temperature`` None leaves it to an endpoint's provider.
     """
 
     base: str = "nano"
     seed: int = 0
-    temperature: float = 0.2
+    temperature: float | None = 0.2
     max_new_tokens: int = 1024
     context_length: int = 4096
     max_turns: int = agent.MAX_TURNS
@@ -87,6 +89,12 @@ class _Job:
     made_with: dict[str, str]  # per task id: digest of all that determines the episode
     endpoint: Endpoint | None = None
     key: str | None = field(default=None, repr=False)
+    max_total_tokens: int = 0
+
+    @property
+    def replies(self) -> Path:
+        """Where the replies of an endpoint are kept."""
+        return self.folder.parent / "replies.sqlite"
 
     @property
     def size(self) -> int:
@@ -106,6 +114,7 @@ def evaluate(
     settings: Settings,
     *,
     endpoints: dict[str, Endpoint] | None = None,
+    max_total_tokens: int = 0,
     processes: int = 2,
     device: str = "auto",
     progress: bool = True,
@@ -114,17 +123,24 @@ def evaluate(
 
     Finished episodes are skipped, and none depends on which others are played beside it, so an interrupted run
     ends as an uninterrupted one. A damaged file of an episode or a cell is named on stderr and made again. Cells run
-    in ``processes`` worker processes of one thread each; a model named in ``endpoints`` is asked there, by
-    ``settings.slots`` episodes of a cell at once. Raises FileNotFoundError (tasks, base or adapter missing),
-    CorruptFileError (one of them damaged), FolderInUseError (another process evaluates into this run), ImportError
-    (endpoints without the ``api`` extra), ValueError (a cell was begun with other settings, an endpoint's key is not
-    set) and EvaluationError (the first infrastructure error, which stops all workers).
+    in ``processes`` worker processes of one thread each; a model named in ``endpoints`` (also "teacher") is asked
+    there, by ``settings.slots`` episodes of a cell at once, until ``max_total_tokens`` (0: no cap) are spent on
+    endpoints in this and earlier calls. Each reply that was paid for is kept and not asked for again.
+
+    Raises, before anything is played, FileNotFoundError (tasks, base or adapter missing), CorruptFileError (one of
+    them damaged), FolderInUseError (another process evaluates into this run), ImportError (endpoints without the
+    ``api`` extra), ValueError (a cell was begun with other settings, an endpoint's key is not set) and EndpointError
+    (an endpoint that cannot be asked); later EvaluationError: the first infrastructure error, the cap on spending
+    among them, stops all workers.
     """
     if processes < 1:
         raise ValueError(f"processes = {processes}: needs at least 1")
     tasks = {split: read_tasks(run.tasks(split), counts[split]) for split in {cell.split for cell in cells}}
     asked = {name: endpoint for name, endpoint in (endpoints or {}).items() if name in {cell.model for cell in cells}}
     keys = {name: read_key(endpoint) for name, endpoint in asked.items()}
+    for name in asked:  # an adapter of this run that a server serves
+        if (run.adapter(name) / "adapter_config.json").exists():
+            asked[name] = replace(asked[name], weights=content_digest(run.adapter(name)))
     trained = {cell.model for cell in cells} - {"base", "teacher", *asked}
     adapters, base_digest = {}, None
     if {cell.model for cell in cells} - asked.keys():
@@ -146,7 +162,7 @@ def evaluate(
             folder = cell.folder(run)
             parameters = asdict(settings) | {"base_digest": base_digest, "adapter_digest": digests.get(cell.model)}
             if endpoint := asked.get(cell.model):  # whose replies depend on no weights and no batch of ours
-                place = {"endpoint": {"url": endpoint.url, "model": endpoint.model}}
+                place = {"endpoint": endpoint.identity}
                 parameters = place | parameters | {"base": None, "base_digest": None, "slots": None}
             record = records[folder] = _record(folder, cell.runtime, parameters, tasks[cell.split])
             facts, made_with, waiting = [cell.model, cell.runtime, parameters], {}, []
@@ -157,7 +173,8 @@ def evaluate(
                     waiting.append(task)
             if waiting:
                 source = (adapters.get(cell.model), waiting, settings, device, made_with)
-                jobs.append(_Job(cell, folder, *source, endpoint, keys.get(cell.model)))
+                jobs.append(_Job(cell, folder, *source, endpoint, keys.get(cell.model), max_total_tokens))
+        _ask_first(jobs)
         for folder, record in records.items():  # only now that nothing was refused
             write_sealed(folder / "settings.json", record)
         for job in jobs:
@@ -169,6 +186,14 @@ def evaluate(
         with tqdm(total=total, initial=done, **options) as bar:
             if jobs:
                 _play_all(sorted(jobs, key=lambda job: -job.size), processes, bar)
+
+
+def _ask_first(jobs: list[_Job]) -> None:
+    """One tiny request to each endpoint that is to play: what is wrong with it shows before any work."""
+    for job in {job.cell.model: job for job in jobs if job.endpoint}.values():
+        limits = {"temperature": job.settings.temperature, "max_total_tokens": job.max_total_tokens}
+        with ReplyCache(job.replies) as replies:
+            ask_once(job.endpoint, job.key, replies=replies, **limits)
 
 
 def _record(folder: Path, kind: Kind, parameters: dict, tasks: list[Task]) -> dict:
@@ -294,7 +319,11 @@ def _play(job: _Job, stop: Path) -> None:
     try:
         with interpreter_pool(settings.slots, engine=settings.engine) as pool:
             if job.endpoint:
-                with Client(job.endpoint, job.key, check=check, **chosen) as client:
+                spending = {"max_total_tokens": job.max_total_tokens, "check": check}
+                with (
+                    ReplyCache(job.replies) as replies,
+                    Client(job.endpoint, job.key, replies=replies, **spending, **chosen) as client,
+                ):
                     agent.run_concurrently(plays(), client.reply, settings.slots, write)
             elif cell.model == "teacher":
                 from knapsack import models

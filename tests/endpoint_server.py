@@ -59,6 +59,11 @@ def error(status: int, message: str = "no", code=None, kind: str = "error", **he
     return lambda handler, _: handler.send(status, body, headers)
 
 
+def models(*names: str) -> Callable:
+    """A listing: the server's models."""
+    return answer({"object": "list", "data": [{"id": name, "object": "model"} for name in names]})
+
+
 def context_full(server: str) -> Callable:
     status, code, kind, message = CONTEXT_REFUSALS[server]
     return error(status, message, code, kind)
@@ -107,6 +112,12 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:  # the client has given up
             self.close_connection = True
 
+    def do_GET(self) -> None:
+        try:
+            self.server.listing(self, None)
+        except OSError:
+            self.close_connection = True
+
     def start(self, status: int, length: int, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
         own = {"Content-Type": "application/json", "Content-Length": str(length)}
@@ -127,7 +138,8 @@ class EndpointServer(ThreadingHTTPServer):
     """Use as a context manager. ``policy``: conversation → text; a token is four characters.
 
     ``faults`` happen to the first requests in this order (None: answer well); ``fault_for(number, body)``, if given,
-    decides for the later ones. ``requests`` holds (seconds, path, headers, body) of every request.
+    decides for the later ones. ``requests`` holds (seconds, path, headers, body) of every request. ``listing`` answers
+    who asks for the models.
     """
 
     daemon_threads = True
@@ -135,7 +147,7 @@ class EndpointServer(ThreadingHTTPServer):
 
     def __init__(self, policy: Callable[[list[dict]], str], faults: Iterable[Callable | None] = (), fault_for=None):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.policy, self.faults, self.fault_for = policy, list(faults), fault_for
+        self.policy, self.faults, self.fault_for, self.listing = policy, list(faults), fault_for, models("m")
         self.requests: list[tuple[float, str, dict, dict]] = []
         self.closing = threading.Event()
         self._lock = threading.Lock()

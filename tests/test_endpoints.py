@@ -23,15 +23,19 @@ from endpoint_server import (
     drip,
     error,
     hang,
+    models,
     reset,
 )
 from scripted import CONFIG, block, persistent_texts
 
-from knapsack import agent, endpoints, metrics, traces
+from knapsack import agent, chat_api, endpoints, metrics, traces
 from knapsack.agent import ContextFull, Reply
-from knapsack.endpoints import Client, Endpoint, EndpointError, read_endpoints, without_control_tokens
+from knapsack.chat_api import without_control_tokens
+from knapsack.client import PROBE, PROBE_TOKENS, Client, SpendingCapReached, ask_once
+from knapsack.endpoints import Endpoint, EndpointError, check_server, read_endpoint, read_endpoints, read_key
 from knapsack.evaluate import Cell, EvaluationError, Settings, evaluate
 from knapsack.files import read_json
+from knapsack.reply_cache import ReplyCache
 from knapsack.runs import open_run
 from knapsack.runtime import KINDS, RUNTIME_KINDS
 from knapsack.tasks import sample_split, sample_task, write_tasks
@@ -49,13 +53,22 @@ def policy(messages: list[dict]) -> str:
     return texts[min(sum(message["role"] == "assistant" for message in messages), len(texts) - 1)]
 
 
-def ask(server: EndpointServer | str, messages=OPENING, key: str | None = None, check=lambda: None, **changes):
-    """One reply through a client whose waits are tiny."""
+OPTIONS = {"temperature": 0.2, "max_new_tokens": 100, "context_length": 4000, "seed": 7}
+
+
+def ask(server: EndpointServer | str, messages=OPENING, key: str | None = None, options: dict | None = None, **changes):
+    """One reply through a client whose waits are tiny; ``options`` of the client, ``changes`` of the endpoint."""
     url = server if isinstance(server, str) else server.url
-    endpoint = Endpoint(url, "m", **{"timeout": 5.0, "tries": TRIES, "first_wait": 0.01} | changes)
-    options = {"temperature": 0.2, "max_new_tokens": 100, "context_length": 4000, "seed": 7, "check": check}
-    with Client(endpoint, key, **options) as client:
+    endpoint = Endpoint(url, **{"model": "m", "timeout": 5.0, "tries": TRIES, "first_wait": 0.01} | changes)
+    with Client(endpoint, key, **OPTIONS | (options or {})) as client:
         return client.reply(messages)
+
+
+def hidden_thoughts(text: str | None, prompt: int, spent: int, total: int, reason: str = "stop") -> dict:
+    """An answer whose total alone counts what the model thought."""
+    sent = completion(text, prompt, spent, reason)
+    sent["usage"]["total_tokens"] = total
+    return sent
 
 
 # Replies
@@ -78,12 +91,39 @@ def test_the_seed_depends_on_the_conversation_alone():
     assert first == failed == again != later
 
 
+def test_further_fields_arrive_and_no_temperature_is_sent_unless_somebody_chose_one():
+    extra = {"chat_template_kwargs": {"enable_thinking": False}, "reasoning_effort": "low"}
+    with EndpointServer(lambda messages: WORDS) as server:
+        ask(server, options={"temperature": None}, extra=extra)
+        ask(server, options={"temperature": None}, temperature=0.0)
+        ask(server, temperature=1.5)
+    first, *others = server.bodies
+    assert first | extra == first and "temperature" not in first
+    assert [body["temperature"] for body in others] == [0.0, 1.5]
+
+
+def test_what_is_sent_does_not_depend_on_the_environment(monkeypatch):
+    def sent(server):
+        ask(server, key="secret")
+        _, path, headers, body = server.requests[-1]
+        return path, {name.lower(): value for name, value in headers.items()}, body
+
+    with EndpointServer(lambda messages: WORDS) as server:
+        before = sent(server)
+        for name in ("BASE_URL", "API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID"):
+            monkeypatch.setenv(f"OPENAI_{name}", "http://elsewhere")
+        monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer other\nX-Team: other")
+        assert sent(server) == before
+
+
 @pytest.mark.parametrize(
     ("sent", "reply"),
     [
         (completion("Half a se", 9, 100, "length"), Reply("Half a se", 9, 100, stopped=False)),
         (completion("", 9, 3), Reply("", 9, 3)),
         (completion(None, 9, 3, "tool_calls"), Reply("", 9, 3)),
+        (hidden_thoughts("OK", 9, 3, 50), Reply("OK", 9, 41)),
+        (hidden_thoughts(None, 9, 0, 109, "length"), Reply("", 9, 100, stopped=False)),
     ],
 )
 def test_what_the_model_does_is_its_reply(sent, reply):
@@ -131,7 +171,7 @@ def test_a_server_that_never_finishes_is_left_after_the_timeout(fault):
     with EndpointServer(lambda messages: WORDS, [fault] * 2) as server:
         with pytest.raises(EndpointError, match=r"no whole answer within 0.3 s .*tried 2 times"):
             ask(server, timeout=0.3, tries=2)
-        assert 0.3 < server.gaps[0] < 2
+        assert 0.2 < server.gaps[0] < 2  # the server notes the first request a moment after it was sent
 
 
 def test_a_caller_that_stops_waits_for_no_answer_and_no_next_try():
@@ -144,7 +184,7 @@ def test_a_caller_that_stops_waits_for_no_answer_and_no_next_try():
         with EndpointServer(policy, [fault] * 2) as server:
             start = time.monotonic()
             with pytest.raises(KeyError, match="stop"):
-                ask(server, timeout=60.0, check=check)
+                ask(server, timeout=60.0, options={"check": check})
             assert time.monotonic() - start < 20 and len(server.requests) == 1
 
 
@@ -159,7 +199,7 @@ def test_waits_grow_and_retry_after_is_respected_up_to_a_limit(monkeypatch):
     with EndpointServer(lambda messages: WORDS, [error(500)] * 3) as server:
         ask(server, tries=4, first_wait=0.1)
         assert [gap >= wait for gap, wait in zip(server.gaps, (0.1, 0.2, 0.4), strict=True)] == [True] * 3
-    monkeypatch.setattr(endpoints, "LONGEST_WAIT", 0.5)
+    monkeypatch.setattr(chat_api, "LONGEST_WAIT", 0.5)
     faults = [error(429, Retry_After="0.3"), error(503, Retry_After="3600"), error(429, Retry_After="soon")]
     with EndpointServer(lambda messages: WORDS, faults) as server:
         ask(server, tries=4)
@@ -227,6 +267,178 @@ def test_an_opening_prompt_that_does_not_fit_is_no_score():
             ask(server)
 
 
+# Replies that are paid for
+
+
+@pytest.fixture
+def replies(tmp_path):
+    with ReplyCache(tmp_path / "replies.sqlite") as cache:
+        yield cache
+
+
+def test_a_known_reply_is_not_asked_for_again(replies):
+    with EndpointServer(lambda messages: WORDS, [answer(completion("Half \ud800", 9, 100, "length"))]) as server:
+        first = ask(server, options={"replies": replies})
+        assert first == Reply("Half \ud800", 9, 100, stopped=False)
+        assert ask(server, options={"replies": replies}, timeout=9.0, tries=1, key_variable="K") == first
+    assert len(server.requests) == 1 and replies.spent() == 109
+
+
+def test_whatever_may_change_the_reply_is_asked_again(replies):
+    other_endpoint = [{"model": "n"}, {"extra": {"top_k": 1}}, {"extra": {"top_k": 2}}, {"temperature": 0.3}]
+    other_settings = [{"seed": 8}, {"max_new_tokens": 99}, {"temperature": 0.4}, {"temperature": None}]
+    with EndpointServer(lambda messages: WORDS) as server:
+        for changes in [{}, *other_endpoint, *({"options": change} for change in other_settings)]:
+            ask(server, **changes | {"options": changes.get("options", {}) | {"replies": replies}})
+        ask(server, LATER, options={"replies": replies})
+        needed = len(server.requests)
+    with EndpointServer(lambda messages: WORDS) as elsewhere:
+        ask(elsewhere, options={"replies": replies})
+    assert (needed, len(elsewhere.requests)) == (10, 1)
+
+
+@pytest.mark.parametrize(
+    ("faults", "billed"),
+    [
+        ([error(500)] * TRIES, 0),
+        ([answer(GARBAGE)] * TRIES, 0),
+        ([answer(completion("I", 9, 5, "content_filter"))] * TRIES, 14 * TRIES),
+        ([answer(hidden_thoughts("", 9, 0, 9))] * TRIES, 9 * TRIES),
+        ([answer(completion("x", 0, 7))], 7),
+        ([answer({**completion("x", 9, 1), "usage": None})], 0),
+        ([error(401)], 0),
+        ([context_full("llama.cpp")] * 2, 0),
+    ],
+)
+def test_a_failure_is_never_stored_but_what_it_cost_counts(replies, faults, billed):
+    with EndpointServer(lambda messages: WORDS, faults) as server:
+        with pytest.raises(EndpointError):
+            ask(server, options={"replies": replies})
+        assert len(server.requests) == len(faults) and replies.spent() == billed
+        assert ask(server, options={"replies": replies}) == Reply(WORDS, 4, 7)
+    assert len(server.requests) == len(faults) + 1
+
+
+def test_a_reply_that_leaves_the_context_full_is_paid_for_once(replies):
+    with EndpointServer(policy, [answer(completion("x", 4000, 1))]) as server:
+        for _ in range(2):
+            with pytest.raises(ContextFull):
+                ask(server, LATER, options={"replies": replies})
+    assert len(server.requests) == 1
+
+
+def test_the_cap_stops_and_a_higher_one_goes_on_without_paying_twice(replies):
+    conversations = [[*OPENING, {"role": "user", "content": str(number)}] for number in range(6)]
+    with EndpointServer(lambda messages: WORDS) as server:  # 11 tokens each
+        cap = {"replies": replies, "max_total_tokens": 30}
+        with pytest.raises(SpendingCapReached, match=r"33 tokens are spent, max_total_tokens = 30; .*nothing twice"):
+            for messages in conversations:
+                ask(server, messages, options=cap)
+        assert len(server.requests) == 3
+        assert ask(server, conversations[0], options=cap).text == WORDS  # it is paid for
+        for messages in conversations:
+            ask(server, messages, options=cap | {"max_total_tokens": 60})
+    assert len(server.requests) == len(conversations) and replies.spent() == 66
+
+
+def test_at_the_cap_a_request_under_way_ends_and_is_kept(replies):
+    begun, proceed = threading.Event(), threading.Event()
+    outcome = {}
+
+    def slow(messages):
+        begun.set()
+        proceed.wait(20)
+        return WORDS
+
+    def run(client, messages):
+        try:
+            outcome[len(messages)] = client.reply(messages)
+        except EndpointError as error:
+            outcome[len(messages)] = error
+
+    with EndpointServer(slow) as server:
+        options = OPTIONS | {"replies": replies, "max_total_tokens": 5}
+        with Client(Endpoint(server.url, "m", timeout=20.0), **options) as client:
+            threads = [threading.Thread(target=run, args=(client, messages)) for messages in (OPENING, LATER)]
+            threads[0].start()
+            assert begun.wait(20)
+            replies.charge(5)
+            threads[1].start()
+            time.sleep(0.3)
+            assert not outcome
+            proceed.set()
+            for thread in threads:
+                thread.join(20)
+        assert outcome[2] == Reply(WORDS, 4, 7) and isinstance(outcome[4], SpendingCapReached)
+        assert ask(server, options=options).text == WORDS
+    assert len(server.requests) == 1
+
+
+def test_a_cap_needs_something_that_counts():
+    with pytest.raises(ValueError, match=r"max_total_tokens = 5: needs .* a reply cache"):
+        Client(Endpoint("http://h/v1", "m"), **OPTIONS, max_total_tokens=5)
+
+
+# Before any work
+
+
+@pytest.mark.parametrize(
+    ("listing", "said"),
+    [
+        (models("a", "m"), None),
+        (models("models/m"), None),
+        (models("a", "b"), r"\(model m\) lists a, b: whether it knows 'm' shows at the first request"),
+        (models(), "lists no model"),
+        (error(404), "shows no list of models .*HTTP 404"),
+        (error(403, "not for secret-key"), r"shows no list of models .*HTTP 403: not for \*\*\*"),
+        (answer(GARBAGE), "shows no list of models"),
+        (answer({"data": [None]}), "shows no list of models"),
+    ],
+)
+def test_a_server_that_answers_is_well_or_leaves_a_question(listing, said):
+    with EndpointServer(policy) as server:
+        server.listing = listing
+        told = check_server(Endpoint(server.url, "m"), "secret-key")
+    assert re.search(said, told) if said else told is None
+    assert not server.requests
+
+
+@pytest.mark.parametrize(
+    ("listing", "said"),
+    [
+        (error(401, "wrong key secret-key"), r'HTTP 401: wrong key \*\*\*; .*"key" names the environment variable'),
+        (error(503, "loading"), "HTTP 503: loading; run again when it is ready"),
+        (reset, "nobody answers .*: start the server, or check the address"),
+        (hang, "nobody answers within 0.5 s"),
+        (drip, "nobody answers within 0.5 s"),
+    ],
+)
+def test_a_server_that_refuses_or_is_silent_is_an_error_with_a_remedy(listing, said, monkeypatch):
+    if listing in (hang, drip):
+        monkeypatch.setattr(endpoints, "CHECK_SECONDS", 0.5)
+    with EndpointServer(policy) as server:
+        server.listing = listing
+        with pytest.raises(EndpointError, match=said) as caught:
+            check_server(Endpoint(server.url, "m"), "secret-key")
+    assert server.url in str(caught.value) and "secret-key" not in str(caught.value)
+
+
+def test_one_tiny_request_shows_what_the_server_refuses_and_is_paid_for_once(replies):
+    refusals = [error(404, "no model m"), error(400, "top_k is unknown"), error(503, "loading"), error(503, "loading")]
+    with EndpointServer(lambda messages: "OK", refusals) as server:
+        endpoint = Endpoint(server.url, "m", extra={"top_k": 1}, first_wait=0.01)
+        for said in ("no model m; check the model's name", "top_k is unknown", "loading; tried 2 times"):
+            with pytest.raises(EndpointError, match=said):
+                ask_once(endpoint, temperature=None, replies=replies)
+        for _ in range(2):
+            ask_once(endpoint, temperature=None, replies=replies)
+        with pytest.raises(SpendingCapReached):
+            ask_once(replace(endpoint, extra={}), temperature=None, replies=replies, max_total_tokens=replies.spent())
+    body = server.bodies[-1]
+    assert len(server.requests) == 5 and replies.spent() > 0
+    assert body["max_tokens"] == PROBE_TOKENS and body["top_k"] == 1 and "temperature" not in body
+
+
 # Text that a server could take for its own control tokens
 
 TOKENS = ["<|im_end|>", "<|im_start|>", "<|eot_id|>", "<｜end▁of▁sentence｜>", "<|x[INST]|>", "<s>", "</s>", "<think>"]
@@ -266,10 +478,14 @@ def test_the_recorded_conversation_keeps_the_original_text():
 def test_entries_are_read_and_wrong_ones_are_named(monkeypatch):
     entries = {"a": {"endpoint": "http://h/v1", "model": "m"}}
     entries["b-1.5_x"] = {"endpoint": "https://h", "model": "m", "key": "K", "timeout": 5}
+    entries["c"] = entries["a"] | {"temperature": 1, "extra": {"reasoning_effort": "low"}}
+    good = Endpoint("http://h/v1", "m")
     assert read_endpoints(entries) == {
-        "a": Endpoint("http://h/v1", "m"),
+        "a": good,
         "b-1.5_x": Endpoint("https://h", "m", "K", timeout=5.0),
+        "c": replace(good, temperature=1.0, extra={"reasoning_effort": "low"}),
     }
+    assert read_endpoint("teacher", entries["a"]) == good
     good = entries["a"]
     for name, entry in {
         "teacher": good,
@@ -277,16 +493,37 @@ def test_entries_are_read_and_wrong_ones_are_named(monkeypatch):
         "": good,
         "a": "http://h",
         "b": {"endpoint": "http://h"},
-        "c": good | {"api_key": "sk"},
+        "c": good | {"api_key": "sk-secret"},
         "d": good | {"model": None},
         "e": good | {"endpoint": "h:8000"},
         "f": good | {"endpoint": "http://me:secret@h/v1"},
         "g": good | {"endpoint": "https://h/v1?key=secret"},
         "h": good | {"timeout": 0},
         "i": good | {"timeout": True},
+        "j": good | {"endpoint": "http://[h"},
+        "k": good | {"key": "sk-secret"},
+        "l": good | {"temperature": -0.1},
+        "m": good | {"temperature": float("nan")},
+        "n": good | {"extra": None},
+        "o": good | {"extra": {"top_p": float("nan")}},
+        "p": good | {"endpoint": "me:secret@h/v1"},
     }.items():
-        with pytest.raises(ValueError, match=f"endpoint {name!r}"):
+        with pytest.raises(ValueError, match=f"endpoint {name!r}") as caught:
             read_endpoints({name: entry})
+        assert "secret" not in str(caught.value).replace("no secret in it", "")
+
+
+@pytest.mark.parametrize("name", ["model", "messages", "seed", "stream", "n", "temperature", "max_tokens"])
+def test_further_fields_may_not_change_what_the_report_sets(name):
+    with pytest.raises(ValueError, match=f"endpoint 'a': \"extra\" may not set '{name}'"):
+        read_endpoint("a", {"endpoint": "http://h/v1", "model": "m", "extra": {"top_k": 1, name: 1}})
+
+
+def test_a_key_with_a_line_break_is_named_and_not_shown(monkeypatch):
+    monkeypatch.setenv("SERVED_KEY", "sk-very-secret\n")
+    with pytest.raises(ValueError, match="SERVED_KEY holds what no key has, such as a line break") as caught:
+        read_key(Endpoint("http://h/v1", "m", "SERVED_KEY"))
+    assert "secret" not in str(caught.value)
 
 
 def test_a_key_that_is_not_set_and_a_missing_package_stop_before_anything_runs(tmp_path, monkeypatch):
@@ -310,9 +547,9 @@ def prepare(folder, tasks: int = 3):
     return run, Settings(base=str(folder / "no-model-here"), max_turns=6, max_new_tokens=400, slots=2)
 
 
-def play(run, server, cells, tasks, settings, **changes):
+def play(run, server, cells, tasks, settings, cap: int = 0, **changes):
     endpoint = Endpoint(server.url, "m", **{"tries": 2, "first_wait": 0.01, "timeout": 20.0} | changes)
-    options = {"endpoints": {"served": endpoint}, "processes": 1, "progress": False}
+    options = {"endpoints": {"served": endpoint}, "max_total_tokens": cap, "processes": 1, "progress": False}
     evaluate(run, cells, {"easy": tasks}, settings, **options)
 
 
@@ -333,14 +570,14 @@ def test_a_server_that_dies_scores_nothing_and_the_resumed_run_ends_like_an_undi
         play(whole, server, CELLS, 3, settings, key_variable="SERVED_KEY")
         needed = len(server.requests)
         expected = episodes(whole)
-        assert len(expected) == 8 and needed == 3 * 3 + 3 * 4
+        assert len(expected) == 8 and needed == 1 + 3 * 3 + 3 * 4  # the first only tries the server
 
         server.requests.clear()
-        server.fault_for = lambda number, body: reset if number > 14 else None
+        server.fault_for = lambda number, body: reset if number > 15 else None
         where = rf"served_stateless_easy/knapsack-\d+: EndpointError: turn \d, {server.url} \(model m\): "
         with pytest.raises(EvaluationError, match=where + ".*tried 2 times"):
             play(run, server, CELLS, 3, settings, key_variable="SERVED_KEY")
-        assert len(server.requests) <= 14 + 2 * 2  # two episodes at once, two tries each, and no more after that
+        assert len(server.requests) <= 15 + 2 * 2  # two episodes at once, two tries each, and no more after that
         kept = episodes(run)
         finished = [name for name in kept if name.endswith(".trace.json")]
         assert 3 <= len(finished) < 6
@@ -352,7 +589,7 @@ def test_a_server_that_dies_scores_nothing_and_the_resumed_run_ends_like_an_undi
         server.fault_for = None
         play(run, server, CELLS, 3, settings, key_variable="SERVED_KEY")
         assert episodes(run) == expected
-        assert len(server.requests) == 4 * (6 - len(finished))  # only what was missing
+        assert needed - 15 <= len(server.requests) <= needed - 15 + 1  # what was on its way when the run stopped
     record = read_json(run.evaluation("served", "stateless", "easy") / "settings.json")
     assert record["endpoint"] == {"url": server.url, "model": "m"} and record["base_digest"] is None
     written = [path.read_text(errors="replace") for path in run.folder.rglob("*") if path.is_file()]
@@ -371,7 +608,31 @@ def test_another_endpoint_is_another_model_and_another_engine_another_setting(tm
             evaluate(run, CELLS[:1], {"easy": 1}, settings, endpoints={"served": Endpoint(server.url, "other")})
         with pytest.raises(ValueError, match="was begun with temperature = "):
             play(run, server, CELLS[:1], 1, replace(settings, temperature=1.0))
-    assert len(server.requests) == 1
+    assert len(server.requests) == 1 + 1
+
+
+def test_a_cap_on_spending_stops_the_run_and_a_higher_one_ends_like_no_cap(tmp_path):
+    run, settings = prepare(tmp_path / "capped")
+    whole, _ = prepare(tmp_path / "whole")
+    with EndpointServer(policy) as server:
+        play(whole, server, CELLS, 3, settings)
+        needed = len(server.requests)
+        server.requests.clear()
+        with ReplyCache(whole.folder / "evaluations" / "replies.sqlite") as replies:
+            cap = replies.spent() // 2
+        with pytest.raises(EvaluationError, match=r"served_\w+_easy/\S+: SpendingCapReached: .* tokens are spent"):
+            play(run, server, CELLS, 3, settings, cap=cap)
+        assert 0 < len(server.requests) < needed
+        play(run, server, CELLS, 3, settings, cap=3 * cap)
+        assert len(server.requests) == needed and episodes(run) == episodes(whole)
+
+
+def test_a_server_that_refuses_is_an_error_before_anything_is_written(tmp_path):
+    run, settings = prepare(tmp_path, 1)
+    with EndpointServer(policy, [error(404, "no model m")]) as server:
+        with pytest.raises(EndpointError, match="no model m; check the model's name"):
+            play(run, server, CELLS[:1], 1, settings)
+    assert not list(run.folder.glob("evaluations/served*")) and len(server.requests) == 1
 
 
 def test_the_first_failure_stops_requests_that_hang(tmp_path):
@@ -387,11 +648,11 @@ def test_the_first_failure_stops_requests_that_hang(tmp_path):
         hanging.set()
         hang(handler, body)
 
-    with EndpointServer(policy, [hang_now, fail_later]) as server:
+    with EndpointServer(policy, [None, hang_now, fail_later]) as server:
         start = time.monotonic()
         with pytest.raises(EvaluationError, match="HTTP 401"):
             play(run, server, CELLS[:1], 2, settings, timeout=60.0)
-    assert time.monotonic() - start < 40 and len(server.requests) == 2
+    assert time.monotonic() - start < 40 and len(server.requests) == 1 + 2
 
 
 def test_an_interpreter_killed_from_outside_stops_the_run_and_is_not_scored(tmp_path):
@@ -400,7 +661,8 @@ def test_an_interpreter_killed_from_outside_stops_the_run_and_is_not_scored(tmp_
     asked = threading.Event()
 
     def slow(messages):
-        asked.set()
+        if messages != PROBE:
+            asked.set()
         return texts[len(messages) > 2]
 
     def kill() -> None:
@@ -417,6 +679,7 @@ def test_an_interpreter_killed_from_outside_stops_the_run_and_is_not_scored(tmp_
             play(run, server, CELLS[1:], 1, settings)
         killer.join()
         assert not list(run.folder.glob("evaluations/*/knapsack/*.json"))
+        (run.folder / "evaluations" / "replies.sqlite").unlink()
         texts[0] = block("print(1)")
         play(run, server, CELLS[1:], 1, settings)
     assert len(list(run.folder.glob("evaluations/*/knapsack/*.trace.json"))) == 1
@@ -428,12 +691,12 @@ def test_the_runner_says_what_failed_and_where_and_the_same_command_resumes(tmp_
     with EndpointServer(policy) as server:
         entry = {"served": {"endpoint": server.url, "model": "m", "key": "SERVED_KEY"}}
         command = [sys.executable, checkout / "run_notebooks.py", "--only", "4", "--out", run.folder]
-        values = {"endpoints": json.dumps(entry), "models": "served", "splits": "easy", "n_easy": 2}
+        values = {"models": json.dumps(entry), "splits": "easy", "n_easy": 2}
         values |= {"runtimes": ",".join(carried), "max_turns": 6, "slots": 1, "processes": 1}
         for name, value in values.items():
             command += ["-p", f"{name}={value}"]
         options = {"capture_output": True, "text": True, "env": os.environ | {"SERVED_KEY": "sk-very-secret"}}
-        server.fault_for = lambda number, body: error(401) if number > 4 else None
+        server.fault_for = lambda number, body: error(401) if number > 1 + 4 else None
         failed = subprocess.run(command, **options)
         assert failed.returncode == 1 and "failed" in failed.stdout
         where = rf"served_[\w-]+_easy/knapsack-\d+: EndpointError: turn \d, {server.url} \(model m\): HTTP 401"
@@ -443,7 +706,7 @@ def test_the_runner_says_what_failed_and_where_and_the_same_command_resumes(tmp_
         server.fault_for = None
         done = subprocess.run(command, **options)
         assert done.returncode == 0, done.stderr
-    assert len(server.requests) == 3 * 4  # one of the four episodes was finished
+    assert len(server.requests) == 4  # of the other task; no cap was hit, so both kinds hold the same conversations
     with open(run.results / "cells.csv", newline="") as handle:
         cells = {(row["model"], row["runtime"]): (row["n"], row["unscored"]) for row in csv.DictReader(handle)}
     assert cells == {("served", kind): ("2", "0") for kind in carried}
