@@ -14,6 +14,12 @@ A cell is a model in a runtime on a split. Its score_low and score_high are the 
 of score_mean; name_error_rate, missing_binding_rate and cap_hit_rate are shares of EPISODES with at least one;
 score_per_1k_tokens is mean score ÷ mean total_tokens × 1,000; all others are means over episodes. ``unscored``
 counts the tasks of the cell without a completed episode (``traces.Trace`` says which): they are in no mean.
+
+A turn's names, by the syntax of the code (``names``), whatever the runtime kept of them: names_bound, how many the
+episode's earlier turns bound; names_needed, how many of those the block reads before it binds them, so that it leans
+on an interpreter that kept them; names_bound_again, how many it binds without reading them first, although a block
+that ended without an error had bound them (one that failed may have to be written again in any runtime). The last two
+are NaN for a turn without code that parses.
 """
 
 import math
@@ -23,6 +29,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from knapsack.files import CorruptFileError, read_json, read_sealed, write_text
+from knapsack.names import block_names
 from knapsack.runs import Run, project_folder
 from knapsack.runtime import RUNTIME_KINDS
 from knapsack.statistics import mean_interval
@@ -41,7 +48,9 @@ CELL_COLUMNS = (
     "model,runtime,split,n,unscored,score_mean,score_low,score_high,solved,turns,prompt_tokens,completion_tokens,"
     "total_tokens,seconds,score_per_1k_tokens,name_error_rate,missing_binding_rate,cap_hit_rate,inspected"
 ).split(",")
-TURN_COLUMNS = ["model", "runtime", "split", "task_id", "turn", "prompt_tokens", "completion_tokens"]
+TURN_COLUMNS = (
+    "model,runtime,split,task_id,turn,prompt_tokens,completion_tokens,names_bound,names_needed,names_bound_again"
+).split(",")
 
 
 def source_folder(run: Run, source: str = "run", published_folder: str = "") -> Path:
@@ -111,7 +120,7 @@ def read_cells(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _read_episode(path: Path, ours: bool, folder: Path, split: str) -> tuple[dict, list[dict]]:
-    """The row of an episode, and turn, prompt_tokens and completion_tokens of its turns if it was completed."""
+    """The row of an episode, and those of its turns if it was completed."""
     result, task_id = result_path(path), path.name.removesuffix(".trace.json").removeprefix("knapsack-")
     last = details_path(path) if ours else result
     if not last.exists():  # it is written last, so the episode was broken off, or never begun
@@ -127,8 +136,7 @@ def _read_episode(path: Path, ours: bool, folder: Path, split: str) -> tuple[dic
         return row, []
     if trace.inspect_budget is None and (budget := _budget(folder, split, trace)):
         row["inspected"] = trace.metrics["inspected_count"] / budget
-    counts = ({"prompt_tokens": t.prompt_tokens, "completion_tokens": t.completion_tokens} for t in trace.turns)
-    return row, [{"turn": index} | count for index, count in enumerate(counts)]
+    return row, turn_rows(trace)
 
 
 def _budget(folder: Path, split: str, trace: Trace) -> int | None:
@@ -172,6 +180,22 @@ def episode_row(trace: Trace) -> dict:
         "protocol_errors": len(trace.turns) - len(seen),
         "inspected": trace.metrics["inspected_count"] / trace.inspect_budget if trace.inspect_budget else math.nan,
     }
+
+
+def turn_rows(trace: Trace) -> list[dict]:
+    """The quantities of each turn of an episode: TURN_COLUMNS from ``turn`` on; what is NaN is left out."""
+    rows, earlier, settled = [], frozenset(), frozenset()  # settled: by blocks that ended without an error
+    for index, turn in enumerate(trace.turns):
+        row = {"turn": index, "prompt_tokens": turn.prompt_tokens, "completion_tokens": turn.completion_tokens}
+        row["names_bound"] = len(earlier)
+        names = None if turn.code is None else block_names(turn.code)
+        if names is not None:
+            row["names_needed"] = len(names.free & earlier)
+            row["names_bound_again"] = len((names.bound & settled) - names.free)
+            earlier |= names.bound
+            settled |= names.bound if turn.observation and turn.observation.error is None else frozenset()
+        rows.append(row)
+    return rows
 
 
 def cell_table(episodes: pd.DataFrame, n_resamples: int = 5000, seed: int = 0) -> pd.DataFrame:

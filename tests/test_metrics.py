@@ -56,6 +56,28 @@ def test_an_episodes_numbers_are_those_of_the_episode(tmp_path):
     assert row["prompt_tokens"] == sum(turn.prompt_tokens for turn in done.turns)
 
 
+def test_a_turns_names_are_counted_against_what_earlier_turns_bound(tmp_path):
+    texts = [
+        scripted.block("a = 1\nb = 2\nfor i in 'x': print(i)"),  # binds a, b, i
+        scripted.block("print(a)\nb = 3\nc = 4"),  # needs a; binds b again, and c
+        "no code",
+        scripted.block("a = ("),
+        scripted.block("a = 1\nd = 5\nprint(a + unknown)"),  # binds a again; d by a block that fails
+        scripted.block("d = 6"),  # which may have to be written again
+        scripted.block("d = 7\nd += 1"),  # now it need not
+        scripted.block("d += 1"),
+        scripted.block("finish()"),
+    ]
+    task = scripted.small_task()
+    expected = [[0, 0, 0], [3, 1, 1], [4, None, None], [4, None, None]]
+    expected += [[4, 0, 1], [5, 0, 0], [5, 0, 1], [5, 1, 0], [5, 0, 0]]
+    for kind in ("persistent", "stateless"):  # the same, whatever the runtime kept
+        traces.write_episode(tmp_path / kind, scripted.play(task, kind, texts), "base")
+        found = metrics.turn_rows(traces.read_trace(traces.trace_path(tmp_path / kind, task.task_id)))
+        names = [[row.get(f"names_{name}") for name in ("bound", "needed", "bound_again")] for row in found]
+        assert names == expected and [row["turn"] for row in found] == list(range(9))
+
+
 def test_cell_means_and_rates_by_hand():
     one = {"model": "base", "runtime": "stateless", "split": "easy", "status": "completed"}
     blank = dict.fromkeys(metrics.NUMBERS, 0)
