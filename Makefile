@@ -1,18 +1,22 @@
 # make report   set up .venv if needed, then run the five notebooks (profile nano)
 # make test     set up .venv if needed, then lint, notebook pairs, tests
+# make test-unsloth   the same fine-tuning through Unsloth, on the CPU
 # Another interpreter: make report PYTHON=python3.12. More for the runner: make report ARGS="--out runs/second -p seed=1"
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
+# On top of the locked packages. Asked for without dependencies: those of 2026.10.8 and 9 cannot always be had.
+UNSLOTH := unsloth==2026.10.9 unsloth_zoo==2026.10.9 bitsandbytes==0.50.2
+UNSLOTH_READY := .venv-unsloth/.ready
 # For sed: a notebook's script without its jupytext header.
 BODY := '1,/^\# %%/{/^\# %%/!d;}'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test lab sync outputs clean
+.PHONY: help setup report test test-unsloth lab sync outputs clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
 
 setup: $(READY)  ## make .venv and install the locked packages into it
 
@@ -38,6 +42,18 @@ test: $(READY)  ## ruff, the notebook pairs, pytest
 	done
 	$(BIN)/python -m pytest -q $(ARGS)
 
+# A second environment that sees the packages of .venv, so that this one stays without Unsloth.
+$(UNSLOTH_READY): $(READY)
+	rm -rf .venv-unsloth
+	$(BIN)/python -m venv --without-pip .venv-unsloth
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$(.venv-unsloth/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
+	$(BIN)/python -m pip --disable-pip-version-check --python .venv-unsloth/bin/python install --no-deps $(UNSLOTH)
+	touch $(UNSLOTH_READY)
+
+test-unsloth: $(UNSLOTH_READY)  ## the tests that need Unsloth, on the CPU, in .venv-unsloth
+	.venv-unsloth/bin/python -m pytest -q tests/test_unsloth.py tests/test_unsloth_templates.py $(ARGS)
+
 lab: $(READY)  ## the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
@@ -54,5 +70,5 @@ outputs: $(READY)  ## put the outputs and figures of the last run in runs/nano i
 	$(BIN)/jupytext --quiet --update --to ipynb notebooks/*.py
 	$(BIN)/python -c "from knapsack import figures, runs; figures.publish(runs.open_run('runs/nano'), 'figures')"
 
-clean:  ## remove .venv and caches (runs/ stays)
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info
+clean:  ## remove .venv, .venv-unsloth and caches (runs/ stays)
+	rm -rf .venv .venv-unsloth .pytest_cache .ruff_cache .hypothesis *.egg-info

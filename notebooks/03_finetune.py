@@ -24,7 +24,7 @@
 run_folder: str = "runs/nano"  # where this run's files lie
 seed: int = 0  # of the adapters' first weights, the held-out rows and the order of the batches
 base: str = "nano"  # "nano" (shipped), a model folder, or a public model's name
-backend: str = "auto"  # what loads the model: "auto" or "peft"
+backend: str = "auto"  # what loads and trains: "peft", "unsloth", or "auto" (Unsloth if it is there with a CUDA GPU)
 rank: int = 32  # of the LoRA matrices
 alpha: int = 64  # LoRA scale; the update is multiplied by alpha / rank
 dropout: float = 0.0  # on what enters the LoRA matrices
@@ -38,7 +38,7 @@ warmup: float = 0.03  # share of the steps in which the learning rate rises
 weight_decay: float = 0.01  # of AdamW
 scheduler: str = "cosine"  # "cosine", "linear" or "constant_with_warmup"
 max_length: int = 4096  # tokens a row may have; a longer one is an error, never cut
-load_in_4bit: bool = False  # quantise the base (needs a backend that can)
+load_in_4bit: bool = False  # base weights in 4-bit NF4, double quantisation
 gradient_checkpointing: bool = False  # less memory for more time
 validation_share: float = 0.05  # share of the rows held out for the validation loss
 evaluations: int = 5  # validations, spread over the training
@@ -47,6 +47,13 @@ evaluations: int = 5  # validations, spread over the training
 import time
 from dataclasses import asdict
 
+from knapsack.backends import prepare_backend
+from knapsack.runs import open_run
+
+started = time.monotonic()
+run = open_run(run_folder)
+chosen = prepare_backend(backend, run.folder)  # before the libraries that Unsloth changes
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
@@ -54,13 +61,11 @@ from IPython.display import Markdown, display
 from transformers.utils.logging import disable_progress_bar
 
 from knapsack import models, nano
-from knapsack.finetune import Recipe, finetune, tokenize_rows
-from knapsack.runs import open_run
+from knapsack.batches import tokenize_rows
+from knapsack.finetune import Recipe, finetune
 from knapsack.runtime import KINDS
 from knapsack.training_data import read_rows
 
-started = time.monotonic()
-run = open_run(run_folder)
 sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
 disable_progress_bar()
 recipe = Recipe(
@@ -151,7 +156,7 @@ Markdown(
 # %%
 reports = {}
 for kind in KINDS:
-    reports[kind] = finetune(recipe, rows[kind], base, run.training(kind), backend=backend)
+    reports[kind] = finetune(recipe, rows[kind], base, run.training(kind), backend=chosen)
 
 # %%
 curves = pd.concat(
@@ -159,6 +164,7 @@ curves = pd.concat(
     for kind, report in reports.items()
     for name, points in (("training", report.losses), ("held out", report.validation))
 )
+curves["accuracy"] = curves["accuracy"].astype(float)  # a back end may not tell it
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
 labels = {"loss": "loss (nats a token)", "accuracy": "share predicted right"}
 for axis, (quantity, label) in zip(axes, labels.items(), strict=True):
@@ -183,7 +189,8 @@ def cost(report):
         "trained parameters": f"{report.trained_parameters:,} of {report.parameters:,}",
         "adapter": f"{report.adapter_bytes / 2**20:.1f} MiB",
         "validation loss": f"{losses[0]} → {losses[-1]}" if losses else "none held out",
-        "backend": f"{report.backend} on {report.device}",
+        "base weights": "4-bit NF4, double quantisation" if report.four_bit_layers else "bfloat16",
+        "back end": f"{report.backend} on {report.device}",
     }
 
 

@@ -15,7 +15,9 @@ from peft import PeftModel
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
+from knapsack import batches
 from knapsack import finetune as ft
+from knapsack.adapters import last_checkpoint
 from knapsack.files import CorruptFileError, FolderInUseError, writing
 from knapsack.prompts import render
 
@@ -60,7 +62,12 @@ def trained(base, tmp_path_factory):
         return folder, ft.finetune(RECIPE, make_rows(40), str(base), folder, progress=False)
 
 
-FINISHED = ["adapter/adapter_config.json", "adapter/adapter_model.safetensors", "training.json"]
+FINISHED = [
+    "adapter/adapter_config.json",
+    "adapter/adapter_model.safetensors",
+    "adapter/chat_template.jinja",
+    "training.json",
+]
 
 
 def files(folder) -> list[str]:
@@ -74,7 +81,7 @@ def weights(folder) -> bytes:
 def test_only_assistant_text_is_labelled(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows = make_rows(5)
-    data = ft.tokenize_rows(rows, tokenizer)
+    data = batches.tokenize_rows(rows, tokenizer)
     assert data.column_names == ["input_ids", "labels"]
     for row, item in zip(rows, data, strict=True):
         said = "".join(m["content"] + "<|im_end|>" for m in row["messages"] if m["role"] == "assistant")
@@ -82,30 +89,30 @@ def test_only_assistant_text_is_labelled(base):
         prompt = render(row["messages"][:2], tokenizer, reply_follows=True).input_ids
         assert item["input_ids"][: len(prompt)] == prompt  # a training row begins with the prompt of inference
     with pytest.raises(ValueError, match="row 2 has no assistant"):
-        ft.tokenize_rows([rows[0], {"messages": rows[0]["messages"][:2]}], tokenizer)
+        batches.tokenize_rows([rows[0], {"messages": rows[0]["messages"][:2]}], tokenizer)
 
 
 def test_batches_hold_every_row_once_and_keep_the_budget():
     source = random.Random(1)
     lengths = [source.randint(10, 400) for _ in range(300)] + [5000]
     recipe = ft.Recipe(batch_tokens=1000, batch_rows=7)
-    batches = ft.make_batches(lengths, recipe)
-    assert sorted(index for batch in batches for index in batch) == list(range(301))
-    assert [300] in batches  # longer than the budget: alone
-    for batch in batches:
+    made = batches.make_batches(lengths, recipe)
+    assert sorted(index for batch in made for index in batch) == list(range(301))
+    assert [300] in made  # longer than the budget: alone
+    for batch in made:
         assert len(batch) <= 7
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 1000
-    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in made)
     assert padded < 1.05 * sum(lengths)
-    assert ft.make_batches(lengths, dataclasses.replace(recipe, seed=1)) != batches
+    assert batches.make_batches(lengths, dataclasses.replace(recipe, seed=1)) != made
 
 
 def test_a_batch_gives_the_loss_of_its_rows(base):
     """Padding on the right under an all-ones mask changes neither a token's logits nor the loss."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    data = ft.tokenize_rows(make_rows(6), tokenizer)
-    batch = ft._collator(tokenizer.pad_token_id)([data[:]])
+    data = batches.tokenize_rows(make_rows(6), tokenizer)
+    batch = batches.collator(tokenizer.pad_token_id, 2048)([data[:]])
     assert batch.pop("tokens") == sum(len(ids) for ids in data["input_ids"])
     assert batch["input_ids"].shape == (6, 256)  # the longest row, filled up to a multiple of WIDTH_STEP
     with torch.no_grad():
@@ -132,10 +139,39 @@ def test_a_training_learns_and_reports(base, trained):
     assert str(base.parent) not in written and str(folder) not in written
 
 
+def test_gradient_checkpointing_changes_memory_not_the_adapter(base, trained, tmp_path):
+    recipe = dataclasses.replace(RECIPE, gradient_checkpointing=True)
+    report = ft.finetune(recipe, make_rows(40), str(base), tmp_path, progress=False)
+    assert weights(tmp_path) == weights(trained[0]) and report.losses == trained[1].losses
+
+
+def test_a_batch_is_no_wider_than_the_base_has_positions(base):
+    data = batches.tokenize_rows(make_rows(6), AutoTokenizer.from_pretrained(base))
+    longest = max(map(len, data["input_ids"]))
+    for limit, width in ((longest, longest), (longest + 1, longest + 1), (2048, -(-longest // 128) * 128)):
+        assert batches.collator(0, limit)([data[:]])["input_ids"].shape == (6, width)
+
+
+def test_the_adapter_is_of_the_kind_that_servers_load(trained):
+    config = json.loads((trained[0] / "adapter" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["task_type"], config["bias"]) == ("LORA", "CAUSAL_LM", "none")
+    assert config["target_modules"] == sorted(ft.Recipe().target_modules)  # plain names, no pattern
+    for extra in ("modules_to_save", "rank_pattern", "alpha_pattern", "auto_mapping", "use_dora", "use_rslora"):
+        assert not config[extra]
+
+
+def test_the_chat_template_of_the_adapter_writes_what_was_trained_on(base, trained):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    template = (trained[0] / "adapter" / "chat_template.jinja").read_text()
+    for row in make_rows(3):
+        trained_on = batches.tokenize_rows([row], tokenizer)[0]["input_ids"]
+        text = tokenizer.apply_chat_template(row["messages"], chat_template=template, tokenize=False)
+        assert text == tokenizer.decode(trained_on)
+
+
 def test_the_adapter_is_a_peft_folder_that_changes_the_base(base, trained):
     adapter = trained[0] / "adapter"
-    assert sorted(path.name for path in adapter.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
-    ids = torch.tensor([ft.tokenize_rows(make_rows(1), AutoTokenizer.from_pretrained(base))[0]["input_ids"]])
+    ids = torch.tensor([batches.tokenize_rows(make_rows(1), AutoTokenizer.from_pretrained(base))[0]["input_ids"]])
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     with torch.no_grad():
         before = model(ids).logits
@@ -182,7 +218,7 @@ def test_a_finished_training_is_not_repeated_and_another_is_refused(base, traine
     folder = tmp_path / "copy"
     shutil.copytree(trained[0], folder)
     with monkeypatch.context() as patch:
-        patch.setattr(ft, "_train", lambda *_: pytest.fail("trained again"))
+        patch.setattr(ft, "train", lambda *_: pytest.fail("trained again"))
         assert ft.finetune(RECIPE, make_rows(40), str(base), folder) == trained[1]
         other = dataclasses.replace(RECIPE, learning_rate=1e-3)
         with pytest.raises(ValueError, match=r"recipe.learning_rate \(0.01, now 0.001\); run again with --fresh"):
@@ -209,7 +245,7 @@ def test_a_damaged_result_is_named_and_would_be_made_again(base, trained, tmp_pa
     def begin(*_):
         raise Again
 
-    monkeypatch.setattr(ft, "_train", begin)
+    monkeypatch.setattr(ft, "train", begin)
     damage(folder / name, how)
     if (name, how) != ("training.json", "missing"):
         with pytest.raises(CorruptFileError, match=f"{name} .*; run notebook 03 again"):
@@ -234,7 +270,7 @@ def test_an_adapter_made_again_is_the_same(base, trained, tmp_path):
     shutil.copytree(trained[0], folder)
     damage(folder / "adapter" / "adapter_model.safetensors", "bit flipped")
     report = ft.finetune(RECIPE, make_rows(40), str(base), folder, progress=False)
-    for name in FINISHED[:2]:
+    for name in FINISHED[:3]:
         assert (folder / name).read_bytes() == (trained[0] / name).read_bytes()
     assert (report.losses, report.validation) == (trained[1].losses, trained[1].validation)
 
@@ -265,9 +301,9 @@ def test_any_damage_to_a_checkpoint_is_named_and_the_one_before_is_used(stopped,
         for how in [*HOW, "missing"]:
             shutil.rmtree(tmp_path / "copy", ignore_errors=True)
             shutil.copytree(place, tmp_path / "copy")
-            assert ft._last_checkpoint(tmp_path / "copy") == (20, str(tmp_path / "copy" / "checkpoint-20"))
+            assert last_checkpoint(tmp_path / "copy") == (20, str(tmp_path / "copy" / "checkpoint-20"))
             damage(tmp_path / "copy" / "checkpoint-20" / name, how, number)
-            assert ft._last_checkpoint(tmp_path / "copy") == (10, str(tmp_path / "copy" / "checkpoint-10"))
+            assert last_checkpoint(tmp_path / "copy") == (10, str(tmp_path / "copy" / "checkpoint-10"))
             told = capsys.readouterr().err
             if (name, how) == ("digests.json", "missing"):  # as when stopped while writing
                 assert told == ""
@@ -301,7 +337,7 @@ def test_a_full_disk_is_named_with_the_remedy(base, tmp_path, limit):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     (place,) = (tmp_path / "checkpoints").iterdir()
-    assert ft._last_checkpoint(place) == (0, None)  # what was written of it is not gone on from
+    assert last_checkpoint(place) == (0, None)  # what was written of it is not gone on from
 
 
 def test_two_trainings_into_one_folder_at_once(base, tmp_path, monkeypatch):
@@ -339,14 +375,15 @@ def test_equal_numbers_are_one_recipe():
 
 def test_what_cannot_be_trained_is_refused_before_it_starts(base, tmp_path):
     rows = make_rows(4)
-    with pytest.raises(ValueError, match=r"backend = 'unsloth' is not part of this version; use 'auto'"):
-        ft.finetune(RECIPE, rows, str(base), tmp_path, backend="unsloth")
+    with pytest.raises(ValueError, match=r"backend = 'trl': needs 'auto' or one of \('peft', 'unsloth'\)"):
+        ft.finetune(RECIPE, rows, str(base), tmp_path, backend="trl")
     with pytest.raises(FileNotFoundError, match=r"no model could be loaded from .*nowhere"):
         ft.finetune(RECIPE, rows, str(tmp_path / "nowhere"), tmp_path / "out")
     with pytest.raises(ValueError, match=r"4 training rows are longer than 20 tokens .* Recipe.max_length = 20"):
         ft.finetune(dataclasses.replace(RECIPE, max_length=20), rows, str(base), tmp_path / "out")
     with pytest.raises(ValueError, match=r"1 training rows, 1 of them held out"):
         ft.finetune(RECIPE, rows[:1], str(base), tmp_path / "out")
-    with pytest.raises(ValueError, match=r"Recipe.load_in_4bit = True"):
-        ft.finetune(dataclasses.replace(RECIPE, load_in_4bit=True), rows, str(base), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"Recipe.target_modules: this base has no layer qkv_proj"):
+        recipe = dataclasses.replace(RECIPE, target_modules=("q_proj", "qkv_proj"))
+        ft.finetune(recipe, rows, str(base), tmp_path / "out")
     assert not (tmp_path / "out" / "adapter").exists()
