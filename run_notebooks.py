@@ -3,6 +3,8 @@
     python run_notebooks.py                               the nano profile into runs/nano
     python run_notebooks.py --profile small --out runs/a  another profile, another folder
     python run_notebooks.py --only 5 -p n_resamples=1000  one notebook, one parameter
+    python run_notebooks.py -p 03_finetune.seed=1         a parameter of one notebook only
+    python run_notebooks.py --profile paper --dry-run     the plan: tokens, hours, what is missing here
 
 A second run into the same folder resumes: the notebooks run again, and each skips what is finished.
 Exit status: 0 done, 1 a notebook failed, 2 refused before anything ran, 130 interrupted.
@@ -33,6 +35,7 @@ try:
     from ipykernel.kernelspec import write_kernel_spec
     from nbclient.exceptions import DeadKernelError
 
+    from knapsack.checks import check_values, find_missing
     from knapsack.files import CorruptFileError, read_json
     from knapsack.runs import Run, open_run
 except ImportError as error:
@@ -41,7 +44,11 @@ except ImportError as error:
 ROOT = Path(__file__).resolve().parent
 RUNNER = "run_notebooks"  # this program's entry in the manifest
 RECOMPUTED = "05_analysis"  # keeps nothing from an earlier run, so its parameters may change
+# What a resumed run may change: what has no effect on results, and which cells are played (each says how it was made).
+FREE = {"run_folder", "processes", "max_total_tokens", "models", "runtimes", "splits", "server"}
+GROWING = {"n_train", "n_easy", "n_hard"}  # more tasks leave the first ones as they are
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+ABOUT = {"description", "offline", "gpu_memory_gb", "config", "rates"}  # what a profile says beside parameters
 TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict}
 
 
@@ -106,13 +113,17 @@ def plan(profile_name: str, run_folder: str, assignments: list[str]) -> list[Ste
         steps.append(Step(path.stem, path, types, defaults, {**defaults, "run_folder": run_folder}))
         source = f"profile {profile_name}, {path.stem}"
         settings += [(steps[-1:], name, value, False, source) for name, value in profile.get(path.stem, {}).items()]
-    if unknown := profile.keys() - {"description", "offline"} - {step.name for step in steps}:
+    if unknown := profile.keys() - ABOUT - {step.name for step in steps}:
         raise ValueError(f"profile {profile_name}: there is no notebook {', '.join(sorted(unknown))}")
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        if not equals or name == "run_folder":
+        step, _, own = name.rpartition(".")
+        if not equals or own == "run_folder":
             raise ValueError(f"-p {assignment}: needs name=value; the run folder is chosen with --out")
-        settings.append((steps, name, text, True, f"-p {assignment}"))
+        asked = [known for known in steps if step in ("", known.name)]
+        if not asked:
+            raise ValueError(f"-p {assignment}: there is no notebook {step}")
+        settings.append((asked, own, text, True, f"-p {assignment}"))
     for asked, name, value, from_text, source in settings:
         valid = ", ".join(sorted({f"{known} ({kind})" for step in asked for known, kind in step.types.items()}))
         declaring = [step for step in asked if name in step.types]
@@ -136,14 +147,41 @@ def prepare(run: Run, steps: list[Step], fresh: bool) -> None:
             raise ValueError(f"--fresh: {run.folder} has no manifest.json of a run; nothing was deleted")
         for path in sorted(content, key=lambda path: path == run.manifest):  # the manifest last: can be repeated
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        return
+    else:
+        check_unchanged(run, steps)
+
+
+def check_unchanged(run: Run, steps: list[Step]) -> None:
+    """Raises ValueError if a finished step of the run has other parameters than ``steps``."""
     manifest = run.read_manifest()
     for step in steps:
         recorded = manifest.get(step.name, {}).get("parameters", {}) if step.name != RECOMPUTED else {}
-        for name in sorted(recorded.keys() & step.parameters.keys() - {"run_folder", "processes"}):
-            if recorded[name] != step.parameters[name]:
-                change = f"{step.name} was run with {name} = {recorded[name]!r}, now {step.parameters[name]!r}"
+        for name in sorted(recorded.keys() & step.parameters.keys() - FREE):
+            before, now = recorded[name], step.parameters[name]
+            if before != now and not (name in GROWING and now > before):
+                change = f"{step.name} was run with {name} = {before!r}, now {now!r}"
                 raise ValueError(f"{run.folder}: {change}: choose another folder with --out, or add --fresh")
+
+
+def preview(run: Run, every: list[Step], chosen: list[Step], options: argparse.Namespace) -> str | None:
+    """Check all that can be checked before any work, and print the plan with ``--dry-run``; else returns what is
+    missing. Raises ValueError for parameters that no run could use."""
+    profile, parameters = load_profile(options.profile), {step.name: step.parameters for step in every}
+    names = [step.name for step in chosen]
+    check_values(parameters, names)
+    missing, doubts = find_missing(profile, parameters, names, run.folder)
+    if options.dry_run:
+        from knapsack.dry_run import describe
+
+        if not options.fresh:
+            check_unchanged(run, every)
+        print(f"Plan of profile {options.profile} into {run.folder}: {profile['description']}; nothing is written")
+        print(describe(profile, parameters, names, missing, doubts))
+        return None
+    for doubt in doubts:
+        print(f"doubtful: {doubt}", file=sys.stderr)
+    listed = "".join(f"\n  - {problem}" for problem in missing)
+    return f"missing on this machine, so nothing was begun:{listed}" if missing else None
 
 
 def watch(step: Step, seen: set[psutil.Process], stopped: threading.Event) -> None:
@@ -211,10 +249,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--profile", default="nano", help="nano (default), small or paper")
     parser.add_argument("--out", type=Path, help="the run folder (default runs/<profile>)")
     parser.add_argument("--from", dest="first", type=int, default=1, metavar="N", help="start at notebook N")
+    parser.add_argument("--to", dest="last", type=int, metavar="N", help="stop after notebook N")
     parser.add_argument("--only", type=int, metavar="N", help="run notebook N alone")
     parser.add_argument("-p", dest="assignments", action="append", default=[], metavar="name=value")
     parser.add_argument("--fresh", action="store_true", help="delete what the run folder holds, then run")
     parser.add_argument("--log", action="store_true", help="print what the cells print")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and what is missing; write nothing")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends the kernel too, as Ctrl-C does
     folder = options.out.expanduser().resolve() if options.out else ROOT / "runs" / options.profile
@@ -222,9 +262,15 @@ def main(arguments: list[str]) -> int:
     try:
         shown = (folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder).as_posix()
         every = plan(options.profile, shown, options.assignments)
-        first, last = (options.only, options.only) if options.only is not None else (options.first, len(every))
-        if not 1 <= first <= len(every):
-            raise ValueError(f"notebook {first}: there are 1 to {len(every)}")
+        first, last = options.first, len(every) if options.last is None else options.last
+        if options.only is not None:
+            first = last = options.only
+        if not 1 <= first <= last <= len(every):
+            raise ValueError(f"notebooks {first} to {last}: there are 1 to {len(every)}")
+        if refused := preview(run, every, every[first - 1 : last], options):
+            raise ValueError(refused)
+        if options.dry_run:
+            return 0
         run = open_run(folder)
         with FileLock(folder / ".lock", timeout=0), tempfile.TemporaryDirectory() as jupyter:
             prepare(run, every, options.fresh)

@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 import run_notebooks
+from knapsack.runs import open_run
 
 HEAD = 'run_folder: str = "runs/toy"  # folder\nseed: int = 0  # seed\n'
 RECORD = """
@@ -124,8 +125,11 @@ def test_a_profile_value_of_another_type_is_refused(value, kind):
         (["-p", "seed=one"], "-p seed=one: seed = 'one' is not of type int"),
         (["-p", "seed"], "needs name=value"),
         (["-p", "run_folder=x"], "chosen with --out"),
-        (["--only", "3"], "notebook 3: there are 1 to 2"),
-        (["--from", "0"], "notebook 0: there are 1 to 2"),
+        (["-p", "03_one.seed=1"], "-p 03_one.seed=1: there is no notebook 03_one"),
+        (["-p", "02_two.rate=1"], "-p 02_two.rate=1: there is no parameter 'rate'; valid are label (str)"),
+        (["--only", "3"], "notebooks 3 to 3: there are 1 to 2"),
+        (["--from", "0"], "notebooks 0 to 2: there are 1 to 2"),
+        (["--from", "2", "--to", "1"], "notebooks 2 to 1: there are 1 to 2"),
     ],
 )
 def test_a_bad_command_is_refused_before_anything_runs(root, capsys, arguments, message):
@@ -148,6 +152,25 @@ def test_a_parameter_reaches_every_notebook_that_declares_it_and_a_change_stops_
     assert not (root / "runs/nano/01_one.json").exists() and values(root, "02_two") == {"seed": 0, "label": "b"}
     manifest = json.loads((root / "runs/nano/manifest.json").read_text())
     assert manifest["run_notebooks"]["parameters"]["profile"] == "nano" and "01_one" not in manifest
+
+
+def test_a_parameter_of_one_notebook_and_the_last_notebook_to_run(root):
+    assert run_notebooks.main(["--to", "1", "-p", "seed=3", "-p", "02_two.seed=4"]) == 0
+    assert values(root, "01_one")["seed"] == 3 and not (root / "runs/nano/02_two.json").exists()
+    assert run_notebooks.main(["--from", "2", "-p", "seed=3", "-p", "02_two.seed=4"]) == 0
+    assert values(root, "02_two")["seed"] == 4
+
+
+def test_a_resumed_run_may_have_more_tasks_other_cells_and_a_higher_cap_but_nothing_less(root):
+    steps = run_notebooks.plan("nano", "runs/nano", [])
+    run = open_run(root / "runs/nano")
+    for name, before, after in (("n_easy", 5, 6), ("models", {"base": {}}, {}), ("max_total_tokens", 10, 20)):
+        run.record("01_one", {name: before})
+        steps[0].parameters[name] = after
+        run_notebooks.check_unchanged(run, steps)
+    run.record("01_one", {"n_easy": 7})
+    with pytest.raises(ValueError, match="01_one was run with n_easy = 7, now 6"):
+        run_notebooks.check_unchanged(run, steps)
 
 
 def test_a_failed_notebook_is_kept_and_stops_the_run(root, capsys):
