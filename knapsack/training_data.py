@@ -14,6 +14,7 @@ from knapsack.files import CorruptFileError, check_digest, digest, read_digests,
 from knapsack.traces import Trace
 
 MIN_SCORE, MAX_ERROR_SHARE, ALIKE, MARGIN = 0.5, 0.1, 0.9, 100  # of the pair filters (paper, trace preparation)
+PAPER_PAIRS, PAPER_KEPT = 1900, 1109  # candidates of the paper's teacher, and pairs kept (paper, trace preparation)
 
 
 def training_row(episode: Trace | Episode) -> dict:

@@ -16,10 +16,11 @@
 # %% [markdown]
 # # 2 · The traces
 #
-# A teacher solves every training task twice: once in a **persistent** interpreter, where it defines records and
-# helpers once and calls them again, and once in a **stateless** one, where each code block starts empty and the
-# teacher binds what it knows again from the last observation. Both times it follows one plan, so the two traces of
-# a task differ in how state is carried and in little else.
+# A teacher solves every training task twice: once in a **persistent** interpreter, where names stay bound, and once in
+# a **stateless** one, where each code block starts empty. The *rule-based* teacher, the default, defines records and
+# helpers once and calls them again in the first; in the second it binds what it knows again from the last observation.
+# Both times it follows one plan, so the two traces of a task differ in how state is carried and in little else. A *chat
+# model* as teacher, as in the paper, gets the same tasks, prompts and tools, and finds its own ways.
 #
 # Every block is really executed, and the paper's filters decide which pairs are used for training.
 
@@ -33,6 +34,11 @@ max_tool_calls: int = 25  # tool calls per turn at most
 prompt_detail: str = "compact"  # compact (scale model) or full (language models)
 base: str = "nano"  # model whose tokenizer counts the tokens: nano, a folder, or a Hugging Face name
 max_tokens: int = 4096  # longest trace to train on
+teacher: dict = {}  # {}: rule-based; a chat model: {"endpoint": url, "model": name, "key": environment variable}
+max_new_tokens: int = 512  # tokens a chat model's reply may have
+context_length: int = 3328  # tokens a chat model's conversation may have
+slots: int = 50  # requests to a chat model at once, per process
+max_total_tokens: int = 0  # spending on a chat model after which the run stops; 0: no limit
 engine: str = "monty"  # who runs the code: "monty", or "cpython" in a container
 processes: int = 2  # worker processes
 
@@ -42,14 +48,16 @@ import time
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 from knapsack import models, prompts, traces
+from knapsack.endpoints import read_endpoint
 from knapsack.evaluate import Cell, Settings, evaluate
+from knapsack.plan import estimate_requests, spending_sentence
 from knapsack.runs import open_run
 from knapsack.runtime import KINDS
 from knapsack.tasks import read_tasks
-from knapsack.training_data import keep_pairs, training_row, write_rows
+from knapsack.training_data import PAPER_KEPT, PAPER_PAIRS, keep_pairs, training_row, write_rows
 
 started = time.monotonic()
 run = open_run(run_folder)
@@ -58,9 +66,9 @@ sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
 # %% [markdown]
 # ## Playing
 #
-# The teacher sees only what the tools show. It inspects up to the budget, tries the items of best value per weight
-# first, and learns from refusals which classes are not allowed. Batch sizes, order and wording vary from task to
-# task; now and then it asks for more calls than the cap allows, or slips on a name, and recovers.
+# A teacher sees only what the tools show. The rule-based one inspects up to the budget, tries the items of best value
+# per weight first, and learns from refusals which classes are not allowed. Its batch sizes, order and wording vary from
+# task to task; now and then it asks for more calls than the cap allows, or slips on a name, and recovers.
 
 # %%
 settings = Settings(
@@ -69,16 +77,35 @@ settings = Settings(
     max_turns=max_turns,
     max_tool_calls=max_tool_calls,
     prompt_detail=prompt_detail,
+    temperature=None,  # a chat model's own default, as in the paper
+    max_new_tokens=max_new_tokens,
+    context_length=context_length,
+    slots=slots,
     engine=engine,
 )
-evaluate(run, [Cell("teacher", kind, "train") for kind in KINDS], {"train": n_train}, settings, processes=processes)
+cells = [Cell("teacher", kind, "train") for kind in KINDS]
+endpoints = {"teacher": read_endpoint("teacher", teacher)} if teacher else {}
+if endpoints:  # what this may cost, before anything is sent
+    training_tasks = {"train": read_tasks(run.tasks("train"), n_train)}
+    estimate = estimate_requests(cells, {"train": n_train}, settings, training_tasks)
+    display(Markdown(spending_sentence(estimate, max_total_tokens)))
+evaluate(
+    run,
+    cells,
+    {"train": n_train},
+    settings,
+    endpoints=endpoints,
+    max_total_tokens=max_total_tokens,
+    processes=processes,
+)
 task_ids = [task.task_id for task in read_tasks(run.tasks("train"), n_train)]
 played = {kind: [traces.read_trace(traces.trace_path(run.traces(kind), i)) for i in task_ids] for kind in KINDS}
 
 # %% [markdown]
 # ## One pair, side by side
 #
-# The same task, the same decisions. Look at what the second block has to say in each runtime.
+# The same task, and from the rule-based teacher the same decisions. Look at what the second block has to say in each
+# runtime.
 
 
 # %%
@@ -86,9 +113,9 @@ def show(trace, turns=3, width=900):
     parts = []
     for turn in trace.turns[:turns]:
         text = turn.text if len(turn.text) <= width else turn.text[:width] + " … (cut)\n```"
-        output = turn.observation.output.strip()
-        cut = output if len(output) <= 160 else output[:160] + " …"
-        parts.append(f"{text}\n\n> {turn.observation.error or cut}\n")
+        seen = turn.observation
+        told = turn.protocol_error if seen is None else seen.error or seen.output.strip()
+        parts.append(f"{text}\n\n> {told if len(told) <= 160 else told[:160] + ' …'}\n")
     return "\n".join(parts)
 
 
@@ -110,7 +137,12 @@ if len(kept) < n_pairs:
     )
 yield_table = pd.DataFrame(reasons).fillna(0).astype(int).rename_axis("rejected for")
 display(yield_table)
-display(Markdown(f"**{len(kept)} of {n_train} pairs pass** ({len(kept) / n_train:.0%}); the first {n_pairs} are used."))
+display(
+    Markdown(
+        f"**{len(kept)} of {n_train} pairs pass** ({len(kept) / n_train:.1%}; the paper's teacher, Gemini 3 Flash: "
+        f"{PAPER_KEPT:,} of {PAPER_PAIRS:,}, {PAPER_KEPT / PAPER_PAIRS:.1%}); the first {n_pairs} are used."
+    )
+)
 
 # %%
 for kind, side in zip(KINDS, zip(*kept[:n_pairs], strict=True), strict=True):
@@ -173,6 +205,11 @@ run.record(
         "prompt_detail": prompt_detail,
         "base": base,
         "max_tokens": max_tokens,
+        "teacher": teacher,
+        "max_new_tokens": max_new_tokens,
+        "context_length": context_length,
+        "slots": slots,
+        "max_total_tokens": max_total_tokens,
         "engine": engine,
         "processes": processes,
     },

@@ -30,10 +30,11 @@ seed: int = 0  # of the sampling noise; the same seed gives the same replies
 base: str = "nano"  # "nano" (shipped), a model folder, or a public model's name
 n_easy: int = 50  # tasks of the Easy split
 n_hard: int = 25  # tasks of the Hard split
-models: list[str] = ["base", "persistent", "stateless"]  # who plays; the teacher always does
+models: dict = {"base": {}, "persistent": {}, "stateless": {}}  # who plays; {}: of this run; {"endpoint": ...}: served
 runtimes: list[str] = ["persistent", "stateless"]  # where
 splits: list[str] = ["easy", "hard"]  # on which tasks
-endpoints: dict = {}  # models behind an endpoint: name -> {"endpoint": url, "model": name, "key": environment variable}
+server: str = ""  # address that serves the models of this run by name; "": this notebook answers for them
+max_total_tokens: int = 0  # spending on endpoints after which the run stops; 0: no limit
 temperature: float = 0.2  # of sampling; 0 is greedy
 max_new_tokens: int = 512  # tokens a reply may have
 context_length: int = 3328  # tokens a conversation may have; a longer one ends the episode, which is scored
@@ -48,13 +49,17 @@ processes: int = 2  # processes that each play one cell
 import time
 
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 
 from knapsack import metrics, traces
+from knapsack.card import model_card
 from knapsack.endpoints import read_endpoints
 from knapsack.evaluate import Cell, Settings, evaluate
+from knapsack.files import write_text
+from knapsack.plan import estimate_requests, spending_sentence
 from knapsack.runs import open_run
 from knapsack.runtime import KINDS
+from knapsack.tasks import read_tasks
 
 started = time.monotonic()
 run = open_run(run_folder)
@@ -64,6 +69,8 @@ run = open_run(run_folder)
 
 # %%
 counts = {"easy": n_easy, "hard": n_hard}
+places = {name: entry or {"endpoint": server, "model": name} for name, entry in models.items() if entry or server}
+endpoints = read_endpoints(places)
 cells = [Cell(model, runtime, split) for split in splits for model in models for runtime in runtimes]
 cells += [Cell("teacher", runtime, split) for split in splits for runtime in KINDS if runtime in runtimes]
 settings = Settings(
@@ -85,10 +92,26 @@ plan.groupby(["model", "runtime"], sort=False).sum().astype(int)
 # Each number above is a count of episodes, and each episode is real: the model writes code token by token, the
 # sandbox executes it, the environment keeps score. A process plays many episodes at once, but no reply of a local
 # model depends on its neighbours in the batch. A finished episode is written at once, and a later run skips it. What
-# is not the model's doing, such as a server that does not answer, stops the run and is never scored.
+# is not the model's doing, such as a server that does not answer, stops the run and is never scored. A reply that was
+# paid for is kept and not asked for again.
 
 # %%
-evaluate(run, cells, counts, settings, endpoints=read_endpoints(endpoints), processes=processes)
+if endpoints:  # what this may cost, before anything is sent
+    asked = [cell for cell in cells if cell.model in endpoints]
+    tasks = {split: read_tasks(run.tasks(split), counts[split]) for split in splits}
+    estimate = estimate_requests(asked, counts, settings, tasks)
+    display(Markdown(spending_sentence(estimate, max_total_tokens)), estimate)
+
+# %%
+evaluate(
+    run,
+    cells,
+    counts,
+    settings,
+    endpoints=endpoints,
+    max_total_tokens=max_total_tokens,
+    processes=processes,
+)
 
 # %% [markdown]
 # ## What came out
@@ -154,13 +177,28 @@ lines.append(f"Episodes of these cells without a score: {unscored}.")
 Markdown("\n\n".join(lines))
 
 # %% [markdown]
+# ## The card of a model
+#
+# What a model does in both runtimes, and the runtime that it behaves *as if* it was trained for: told from its code
+# alone, by the rule that the card states. For models from outside it is the result; for the two adapters, of which we
+# know what they were trained on, it is a test of the rule.
+
+# %%
+outside = [name for name, entry in models.items() if entry]
+turns = pd.read_csv(run.results / "turns.csv")
+for name in outside or [name for name in models if name in KINDS]:
+    text = model_card(episodes, turns, name, seed=seed)
+    write_text(run.tables / f"card_{name}.md", text)
+    display(Markdown(text.replace("# ", "### ", 1).replace("\n## ", "\n#### ")))
+
+# %% [markdown]
 # ## One episode from the inside
 #
 # The first turn, and the turns around the first missing name, of the shortest episode that has one; failing that, of
 # the longest episode of all.
 
 # %%
-own = episodes["model"].isin(models) & episodes["runtime"].isin(runtimes) & episodes["split"].isin(splits)
+own = episodes["model"].isin(list(models)) & episodes["runtime"].isin(runtimes) & episodes["split"].isin(splits)
 by_length = episodes[own & (episodes["status"] == "completed")].sort_values("turns", kind="stable")
 missed = by_length[by_length["missing_bindings"] > 0]
 row = missed.iloc[0] if len(missed) else by_length.iloc[-1]
@@ -191,7 +229,8 @@ parameters = {
     "models": models,
     "runtimes": runtimes,
     "splits": splits,
-    "endpoints": endpoints,
+    "server": server,
+    "max_total_tokens": max_total_tokens,
     "temperature": temperature,
     "max_new_tokens": max_new_tokens,
     "context_length": context_length,
