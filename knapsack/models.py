@@ -22,6 +22,7 @@ from knapsack.prompts import Message
 from knapsack.templates import encoder_of
 
 PREFILL_STEP = 32  # prompts are padded to multiples of this: few shapes, for which kernels are prepared once
+PREFILL_MOST = 2048  # tokens read at once: attention may take memory for heads × these × all tokens before them
 
 
 class SlotCache:
@@ -132,8 +133,10 @@ class LocalModel:
 
     def _prefill(self, slot: int, start: int, tokens: list[int]) -> None:
         """Keys and values of ``tokens``, the first of them at position ``start``; padding is overwritten later."""
-        if not tokens:
-            return
+        for first in range(0, len(tokens), PREFILL_MOST):
+            self._prefill_part(slot, start + first, tokens[first : first + PREFILL_MOST])
+
+    def _prefill_part(self, slot: int, start: int, tokens: list[int]) -> None:
         length = min(-(-len(tokens) // PREFILL_STEP) * PREFILL_STEP, self.context_length - start)
         positions = torch.arange(start, start + length, device=self.model.device)
         visible = torch.arange(start + length, device=self.model.device)[None, :] <= positions[:, None]

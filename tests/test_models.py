@@ -56,8 +56,9 @@ def record(model) -> list[torch.Tensor]:
     return seen
 
 
-@pytest.mark.parametrize("kv_heads", [2, 1])
-def test_logits_are_those_of_transformers(tmp_path, kv_heads):
+@pytest.mark.parametrize(("kv_heads", "read_at_once"), [(2, 2048), (1, 2048), (2, 40)])
+def test_logits_are_those_of_transformers(tmp_path, kv_heads, read_at_once, monkeypatch):
+    monkeypatch.setattr("knapsack.models.PREFILL_MOST", read_at_once)
     folder = tiny_model(tmp_path, kv_heads=kv_heads)
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     model = load_model(folder, dtype=torch.float32, device="cpu", **SETTINGS | {"temperature": 0})
