@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from knapsack.backends import BACKENDS, check_packages, choose_backend
-from knapsack.endpoints import Endpoint, EndpointError, check_server, packages, read_endpoint, read_endpoints, read_key
+from knapsack.endpoints import Endpoint, EndpointError, check_server, packages, read_endpoint, read_key, read_served
 from knapsack.interpreters import ENGINES, interpreter_pool
 from knapsack.prompts import DETAILS
 from knapsack.recipe import Recipe
@@ -56,10 +56,8 @@ class Missing:
 
 def read_subjects(parameters: dict) -> dict[str, Endpoint | None]:
     """The models of notebook 04 by name, None for those that it runs itself. Raises ValueError for a bad entry."""
-    server, models = parameters["server"], parameters["models"]
-    places = {name: entry or {"endpoint": server, "model": name} for name, entry in models.items() if entry or server}
-    endpoints = read_endpoints(places)
-    return {name: endpoints.get(name) for name in models}
+    served = read_served(parameters["models"], parameters["server"])
+    return {name: served.get(name) for name in parameters["models"]}
 
 
 def read_places(parameters: dict[str, dict], steps: Collection[str]) -> dict[str, Endpoint]:

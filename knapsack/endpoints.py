@@ -111,6 +111,13 @@ def read_endpoints(entries: dict[str, dict]) -> dict[str, Endpoint]:
     return {name: read_endpoint(name, entry) for name, entry in entries.items()}
 
 
+def read_served(models: dict[str, dict], server: str = "") -> dict[str, Endpoint]:
+    """The endpoints among notebook 04's ``models``: those with an entry of their own, and with a ``server`` all others,
+    which it serves by these names. Raises ValueError as ``read_endpoints``."""
+    own = {"endpoint": server}
+    return read_endpoints({name: entry or own | {"model": name} for name, entry in models.items() if entry or server})
+
+
 def read_key(endpoint: Endpoint) -> str | None:
     """The key of an endpoint, before it is asked; the one place of the library that reads a key.
 

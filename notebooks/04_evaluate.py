@@ -53,7 +53,7 @@ from IPython.display import Markdown, display
 
 from knapsack import metrics, traces
 from knapsack.card import model_card
-from knapsack.endpoints import read_endpoints
+from knapsack.endpoints import read_served
 from knapsack.evaluate import Cell, Settings, evaluate
 from knapsack.files import write_text
 from knapsack.plan import estimate_requests, spending_sentence
@@ -69,8 +69,7 @@ run = open_run(run_folder)
 
 # %%
 counts = {"easy": n_easy, "hard": n_hard}
-places = {name: entry or {"endpoint": server, "model": name} for name, entry in models.items() if entry or server}
-endpoints = read_endpoints(places)
+endpoints = read_served(models, server)
 cells = [Cell(model, runtime, split) for split in splits for model in models for runtime in runtimes]
 cells += [Cell("teacher", runtime, split) for split in splits for runtime in KINDS if runtime in runtimes]
 settings = Settings(

@@ -32,7 +32,15 @@ from knapsack import agent, chat_api, endpoints, metrics, traces
 from knapsack.agent import ContextFull, Reply
 from knapsack.chat_api import without_control_tokens
 from knapsack.client import PROBE, PROBE_TOKENS, Client, SpendingCapReached, ask_once
-from knapsack.endpoints import Endpoint, EndpointError, check_server, read_endpoint, read_endpoints, read_key
+from knapsack.endpoints import (
+    Endpoint,
+    EndpointError,
+    check_server,
+    read_endpoint,
+    read_endpoints,
+    read_key,
+    read_served,
+)
 from knapsack.evaluate import Cell, EvaluationError, Settings, evaluate
 from knapsack.files import read_json
 from knapsack.reply_cache import ReplyCache
@@ -380,6 +388,19 @@ def test_a_cap_needs_something_that_counts():
 
 
 # Before any work
+
+
+def test_a_server_serves_the_models_of_the_run_by_name_beside_others_with_their_own_place():
+    models = {"base": {}, "persistent": {}, "mine": {"endpoint": "http://there/v1", "model": "m"}}
+    assert set(read_served(models)) == {"mine"}
+    served = read_served(models, "http://here/v1")
+    assert {name: (place.url, place.model) for name, place in served.items()} == {
+        "base": ("http://here/v1", "base"),
+        "persistent": ("http://here/v1", "persistent"),
+        "mine": ("http://there/v1", "m"),
+    }
+    with pytest.raises(ValueError, match="endpoint 'base': \"endpoint\" is no address"):
+        read_served(models, "here")
 
 
 @pytest.mark.parametrize(
