@@ -40,7 +40,7 @@ test: $(READY)  ## ruff, the notebook pairs, pytest
 	  sed $(BODY) $${notebook%.ipynb}.py | diff .venv/.pair - \
 	    || { echo "$$notebook and its .py differ: make sync"; exit 1; }; \
 	done
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(ARGS)
 
 # A second environment that sees the packages of .venv, so that this one stays without Unsloth.
 $(UNSLOTH_READY): $(READY)

@@ -24,6 +24,14 @@ def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=1, help="how often test_killed.py kills the report")
 
 
+def pytest_collection_modifyitems(items):
+    """In two processes (``-n 2 --dist loadgroup``), what shares a fixture stays together: the tests of a file, and all
+    that look at the smallest report."""
+    for item in items:
+        together = "report" if "smallest_report" in item.fixturenames else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(together))
+
+
 @pytest.fixture(scope="session")
 def smallest() -> dict:
     """Parameters with which the five notebooks take the least time and still do everything."""
