@@ -68,7 +68,8 @@ outputs: $(READY)  ## put the outputs and figures of the last run in runs/nano i
 	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='jupytext' \
 	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='language_info' runs/nano/notebooks/*.ipynb
 	$(BIN)/jupytext --quiet --update --to ipynb notebooks/*.py
-	$(BIN)/python -c "from knapsack import figures, runs; figures.publish(runs.open_run('runs/nano'), 'figures')"
+	$(BIN)/python -c "from knapsack import claims, figures, runs; run = runs.open_run('runs/nano'); \
+	  figures.publish(run, 'figures'); claims.publish(run, 'figures/tables', 'README.md')"
 
 clean:  ## remove .venv, .venv-unsloth and caches (runs/ stays)
 	rm -rf .venv .venv-unsloth .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -10,7 +10,7 @@ An episode's quantities (paper, section 3 and table 2):
 
 What a published trace does not tell is NaN: tool_calls, and inspected where its task file is not at hand.
 
-A cell is a model in a runtime on a split. Its score_low and score_high are the 95 % percentile bootstrap interval
+A cell is a model in a runtime on a split. Its score_low and score_high are the 95 % BCa bootstrap interval
 of score_mean; name_error_rate, missing_binding_rate and cap_hit_rate are shares of EPISODES with at least one;
 score_per_1k_tokens is mean score ÷ mean total_tokens × 1,000; all others are means over episodes. ``unscored``
 counts the tasks of the cell without a completed episode (``traces.Trace`` says which): they are in no mean.

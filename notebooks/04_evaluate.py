@@ -187,7 +187,7 @@ outside = [name for name, entry in models.items() if entry]
 turns = pd.read_csv(run.results / "turns.csv")
 for name in outside or [name for name in models if name in KINDS]:
     text = model_card(episodes, turns, name, seed=seed)
-    write_text(run.tables / f"card_{name}.md", text)
+    write_text(run.results / "cards" / f"{name}.md", text)
     display(Markdown(text.replace("# ", "### ", 1).replace("\n## ", "\n#### ")))
 
 # %% [markdown]

@@ -14,20 +14,24 @@
 # ---
 
 # %% [markdown]
-# # 05 · What happened
+# # 5 · What happened
 #
-# A *cell* is a model in a runtime on a split of tasks. This notebook reads the files that the episodes of the cells
-# left behind and nothing else: those of the run, or downloaded ones in the layout of the paper's data set. Every number
-# in its text is computed, so the text holds for whatever was played; what was not played is left out, and said.
+# Four notebooks made episodes; this one reads them and nothing else: those of the run, or downloaded ones in the layout
+# of the paper's data set. It asks three questions. *Does a model that learned from one runtime do worse in the other?*
+# *What does the wrong runtime cost?* *And which of the paper's claims hold here?* Every number in its text is computed,
+# so the text holds for whatever was played; what was not played is left out, and said.
 #
-# P→S is short for *trained on persistent traces, run in the stateless runtime*.
+# A *cell* is a model in a runtime on a split of tasks. P→S is short for *trained on persistent traces, run in the
+# stateless runtime*; P→P and S→S are the *aligned* cells, at home.
 
 # %% tags=["parameters"]
 run_folder: str = "runs/nano"  # folder of the run, relative to the repository
 seed: int = 0  # of the bootstrap
 n_resamples: int = 5000  # bootstrap resamples of every interval
+margin: float = 0.05  # scores that differ by less, of 1, count as the same
 source: str = "run"  # "run", or "published": traces in the layout of the paper's data set
 published_folder: str = ""  # that folder, with source "published"
+more_runs: list[str] = []  # folders of further runs to put beside this one
 
 # %%
 import time
@@ -35,18 +39,25 @@ import time
 import pandas as pd
 from IPython.display import Markdown, display
 
-from knapsack import figures, metrics, report, statistics
+from knapsack import claims, conduct, figures, metrics, report, several_runs, stability, statistics, tables
 from knapsack.runs import open_run
 
 started = time.perf_counter()
 run = open_run(run_folder)
 folder = metrics.source_folder(run, source, published_folder)
+tables.clear(run)
+
+
+def show(name: str, table: tables.Table, numbers: pd.DataFrame | None = None, otherwise: str = "") -> None:
+    """A table: on this page, in results/tables in three forms, its numbers in results/<name>.csv."""
+    display(Markdown(tables.save(run, name, table, numbers, otherwise)))
+
 
 # %% [markdown]
-# ## The cells
+# ## What was played
 #
-# One row an episode goes to `results/episodes.csv`, one row a cell to `results/cells.csv`. *Unscored* tasks have no
-# completed episode (a failed server, an interrupted run): they are counted and are in no mean.
+# One row an episode goes to `results/episodes.csv`, one row a turn to `turns.csv`, one row a cell to `cells.csv`.
+# *Unscored* tasks have no completed episode (a failed server, an interrupted run): they are counted and are in no mean.
 
 # %%
 episodes, cells = metrics.write_results(run, n_resamples, seed, folder)
@@ -55,84 +66,217 @@ display(Markdown(report.overview(episodes)))
 cells.groupby("split", sort=False)[["n", "unscored"]].sum()
 
 # %% [markdown]
-# ## Table 2, beside the paper
+# The same traces are read once more for *how* it went: what the agents wrote, which errors they met, how they got over
+# them. Where only the tools know, the recorded code is executed again.
+
+# %%
+tokenizer = tables.run_tokenizer(run)
+seen = conduct.read_conduct(folder, episodes, tokenizer)
+conduct.write_conduct(run, seen)
+
+# %% [markdown]
+# ## The pictures, first
 #
-# Score is normalized optimality in percent. Brackets are 95 % percentile bootstrap intervals. Tokens are prompt and
-# completion tokens of all calls of an episode; points per 1k tokens are score points per 1,000 of them. Where the
-# paper's column is empty, the paper does not list the number. Unless the models are the paper's, compare the *pattern*
-# across cells, not the columns.
+# All of them are drawn here, and shown where they belong. The first needs no statistics: one task, two runtimes, the
+# same model.
 
 # %%
-table = report.table_two(cells, episodes, n_resamples, seed)
-display(Markdown(report.write_table(run.tables, "table2", table)))
+parameters = {"run_folder": run_folder, "seed": seed, "n_resamples": n_resamples, "margin": margin}
+parameters |= {"source": source, "published_folder": published_folder, "more_runs": more_runs}
+beside = several_runs.side_by_side([run_folder, *more_runs], n_resamples, seed)
+drawn = figures.draw_all(run, episodes, turns, seen, folder, "05_analysis", parameters, {"seeds": beside.draw})
+display(*figures.shown(drawn["the_idea"]))
 
 # %% [markdown]
-# ## The matrix: training × runtime
+# ## Table 1: what the models were trained on
+#
+# The teacher solves the same tasks in both runtimes. Training sets are matched by task, so whatever a stateless trace
+# is longer, the stateless model has read more text: a confound here as in the paper.
 
 # %%
-parameters = {"run_folder": run_folder, "seed": seed, "n_resamples": n_resamples}
-parameters |= {"source": source, "published_folder": published_folder}
-drawn = figures.draw_all(run, episodes, turns, "05_analysis", parameters)
-display(figures.shown(drawn["train_runtime_matrix"], 900))
+trained = tables.training_traces(run, tokenizer)
+if trained is None:
+    display(Markdown("There are no training traces here: evaluation data alone does not tell what was trained on."))
+else:
+    show("table1", tables.table_one(trained))
+    metrics.write_csv(run.results / "training.csv", trained.facts)
 
 # %% [markdown]
+# ## Table 2: the cells
+#
+# Where the paper reports a cell, its numbers stand in the row below ours. Unless the models are the paper's, compare
+# the *pattern* across cells, not the rows.
+
+# %%
+show("table2", tables.table_two(cells, episodes, n_resamples, seed))
+
+# %% [markdown]
+# The same as a matrix, training against runtime.
+
+# %%
+display(*figures.shown(drawn["train_runtime_matrix"]))
+
+# %% [markdown]
+# # Quality
+#
+# ## Is there a difference?
+#
+# Every cell plays the same tasks, so cells are compared task by task. The families of the correction are the adapters'
+# comparisons, those of carry-over runtimes, and those of other models, each for one quantity over all splits.
+
+# %%
+none = "No two cells that the study compares were played."
+tests = statistics.tests_table(episodes, n_resamples, seed)
+metrics.write_csv(run.results / "tests.csv", tests)
+show("tests_score", report.tests_shown(tests, "score"), otherwise=none)
+
+# %% [markdown]
+# A score near the optimum is not the optimum. *Solved* asks for the latter, and only the tasks that one cell solved and
+# the other did not tell them apart.
+
+# %%
+shares = statistics.shares_table(episodes)
+metrics.write_csv(run.results / "shares.csv", shares)
+show("tests_solved", report.shares_shown(shares, "solved"), otherwise=none)
+
+# %% [markdown]
+# ## Is there *no* difference?
+#
+# A large p does not say that two cells are equal: it is also what too few tasks give. *The same* has to be shown, by
+# two one-sided tests against a margin that is named before.
+
+# %%
+equal = statistics.equivalence_table(episodes, margin, n_resamples, seed)
+show("equivalence", report.equivalence_shown(equal), equal, none)
+display(Markdown(report.power_sentence(equal)))
+
+# %% [markdown]
+# Each dot is a task: what the mean of a difference is made of.
+
+# %%
+display(*figures.shown(drawn["paired_differences"]))
+
+# %% [markdown]
+# ## Do training and runtime belong together?
+#
+# The interaction D asks how much more the persistent-trained model gains from a persistent runtime than the
+# stateless-trained one. If persistence were only a matter of the interpreter, both would gain alike, and D would be 0.
+
+# %%
+interactions = statistics.interactions_table(episodes, n_resamples, seed)
+apart = "No task was scored in all four cells of a split."
+show("interactions", report.interactions_shown(interactions), interactions, apart)
+
+# %% [markdown]
+# How near the models come to what they learned from: a small model that falls far behind its teacher says less.
+
+# %%
+against = report.against_teacher(episodes, n_resamples, seed)
+show("against_teacher", report.teacher_shown(against), against, "No trained model was played beside its teacher.")
+
+# %% [markdown]
+# # Cost and stability
+#
 # ## What quality costs
 #
-# Up is better, left is cheaper. A ring, if there is one, is the teacher that wrote the traces, on the same tasks.
+# Up is better, left is cheaper. Tokens are those of all calls, prompts included, as an endpoint would bill them.
 
 # %%
-display(figures.shown(drawn["cost_quality"], 900))
+display(*figures.shown(drawn["cost_quality"]))
 
 # %% [markdown]
-# ## Names that are gone
+# How much dearer one cell is than another on the same tasks. The *amnesia tax* is what the stateless-trained model pays
+# for writing down again what the interpreter still holds; the *wrong runtime* is where the persistent-trained model
+# looks for names that are gone.
+
+# %%
+ratios = stability.ratios_table(episodes, n_resamples, seed)
+lone = "There is no ratio without P→P and another cell of the two trained models."
+show("ratios", stability.ratios_shown(ratios), ratios, lone)
+show("tests_tokens", report.tests_shown(tests, "total_tokens"), otherwise=none)
+
+# %% [markdown]
+# Where in an episode they are spent.
+
+# %%
+display(*figures.shown(drawn["tokens_by_turn"]))
+
+# %% [markdown]
+# ## Names that are gone, and the way back
 #
 # A *missing binding* is a NameError for a name that an earlier turn of the same episode had bound. A name that never
 # existed is not counted here.
 
 # %%
-display(figures.shown(drawn["missing_bindings"], 480))
+display(*figures.shown(drawn["missing_bindings"]))
+show("tests_missing", report.shares_shown(shares, "missing_binding"), otherwise=none)
 
 # %% [markdown]
-# ## Where the tokens go
+# An error costs little if the next block makes up for it, and everything if it comes again and again.
 
 # %%
-display(figures.shown(drawn["tokens_by_turn"], 900))
+recovery = stability.recovery_table(episodes, seen, n_resamples, seed)
+show("recovery", stability.recovery_shown(recovery), recovery)
+display(*figures.shown(drawn["errors_and_recovery"]))
 
 # %% [markdown]
-# ## The amnesia tax
+# ## What the tokens say
 #
-# The stateless-trained model in the persistent runtime writes its state again although the interpreter holds it. The
-# tax is its mean of total tokens over that of P→P, on the same tasks; the interval resamples tasks.
+# The amnesia tax, seen directly: how much of the code writes down again what the conversation already holds, and how
+# much leans on what the interpreter kept.
 
 # %%
-for split in dict.fromkeys(episodes["split"]):
-    display(Markdown(report.amnesia_sentence(episodes, split, n_resamples, seed)))
+display(*figures.shown(drawn["what_fills_the_tokens"]))
+reuse = stability.reuse_table(episodes, turns, seen, n_resamples, seed)
+show("reuse", stability.reuse_shown(reuse, seen.unit), reuse)
 
 # %% [markdown]
-# ## Tests
+# # How episodes fail
 #
-# Wilcoxon signed-rank on the same tasks, two-sided, zero differences dropped. The effect size is the matched-pairs
-# rank-biserial correlation, from −1 to 1. The column p (Holm) is corrected for all rows of the table. A large p does
-# not say that two cells are equal; the interval of the difference says which differences stay possible.
+# Every episode that scored below the teacher on its task has exactly one cause, by rules that anyone can read and
+# dispute.
 
 # %%
-tests = statistics.tests_table(episodes, n_resamples, seed)
-metrics.write_csv(run.results / "tests.csv", tests)
-none = "No two cells that the study compares were played."
-display(Markdown(report.write_table(run.tables, "tests", report.tests_shown(tests), none)))
+causes = stability.causes_table(seen.failures, episodes)
+unknown = "No cause is told: that takes the teacher's score on the same task."
+show("causes", stability.causes_shown(causes), causes, unknown)
 
 # %% [markdown]
-# ## What this shows, what it does not
+# One episode of each kind to look at. The links lead from the folder of a run's executed notebooks to its traces.
 
 # %%
-for split, paper, shown in report.findings(episodes, n_resamples, seed):
-    display(Markdown(f"**{split} · {paper}**<br>{shown}"))
+display(Markdown(stability.examples(seen.failures, folder, run.folder / "notebooks")))
+
+# %% [markdown]
+# # Several runs
+#
+# All intervals above ask what other *tasks* would give to the same models. What another training would give takes
+# another training: name its folder in `more_runs`.
+
+# %%
+display(Markdown(beside.sentence), *map(Markdown, several_runs.write(run, beside)))
+if more_runs:
+    display(*figures.shown(drawn["seeds"]))
+
+# %% [markdown]
+# # The paper's claims
+#
+# For each claim of the paper its number there, the estimate here, and a verdict by rule (the head of
+# `knapsack/claims.py` has them in full). An effect is *reproduced* if its interval lies on the claimed side, *in
+# size* if it holds the paper's number as well, and *not reproduced* if it lies on the other side, or rules the paper's
+# number out without showing any effect. *No difference* is reproduced if the cells are shown to be the same within the
+# margin, and not if they differ significantly. All else these tasks cannot tell. Verdicts are not corrected for their
+# number.
+
+# %%
+table = claims.claims_table(episodes, tests, trained.facts if trained else None, margin, n_resamples, seed)
+display(Markdown(claims.summary(table)))
+show("claims", claims.claims_shown(table), table)
 
 # %% [markdown]
 # What no number above can say:
 #
-# * A difference that is not significant is not shown to be absent. The intervals say how large it may still be.
-# * There is one task family, and one training of each model. Another training seed is another run.
+# * There is one task family, and one training of each model in a run.
 # * Training sets matched by task, as here and in the paper, are not matched by tokens: the stateless adapter has read
 #   more text.
 # * The prompt names the runtime in every cell, here and in the paper, so persistence and its cue are not told apart.

@@ -86,7 +86,8 @@ def write_run(folder: str | Path, n: int = 4, splits=("easy", "hard"), cells=CEL
                     done = play(task, kind, texts_of(model, kind, task, number), 6, pool=pool)
                     spent = (done.prompt_tokens + 9 * done.completion_tokens) / 1000
                     traces.write_episode(cell, done, model, spent)
-                write_sealed(cell / "settings.json", {"task_ids": [task.task_id for task in tasks]})
+                settings = {"task_ids": [task.task_id for task in tasks], "max_tool_calls": 25}
+                write_sealed(cell / "settings.json", settings)
     return Path(folder)
 
 

@@ -85,7 +85,7 @@ def test_a_model_of_ones_own_gets_its_card_without_any_training(tmp_path, checko
     with EndpointServer(chat_teacher) as server:
         models = {"mine": {"endpoint": server.url, "model": "m"}}
         run_notebook(checkout, folder, 4, models=models, max_total_tokens=10_000_000, **counts)
-    card = (folder / "results" / "tables" / "card_mine.md").read_text()
+    card = (folder / "results" / "cards" / "mine.md").read_text()
     assert "**Verdict: adapts to the runtime that it is told.**" in card
     assert "10 of 10 episodes are scored" in card and "nan" not in card
     written = shown(folder, "04_evaluate")
