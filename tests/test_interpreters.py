@@ -93,7 +93,7 @@ def test_kill_between_two_turns_is_not_the_model_s_doing(engine):
     [
         "import os\nos._exit(0)",
         "import signal\nsignal.alarm(1)\nwhile True:\n    pass",
-        "import os\nos.closerange(3, 30)",
+        "import os\nos.closerange(3, 4096)",
     ],
 )
 def test_cpython_block_that_ends_its_own_process_is_observed(code):
