@@ -5,6 +5,8 @@ nothing to show is a sentence instead. What a figure shows, of which run, from h
 intervals is computed and stands in its caption.
 """
 
+import io
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from matplotlib import rc_context
 from knapsack.conduct import Conduct
 from knapsack.conduct_figures import errors_and_recovery, tokens_by_turn, what_fills_the_tokens
 from knapsack.equivalence import MARGIN
-from knapsack.files import read_json, write_json
+from knapsack.files import read_json, write_json, write_text
 from knapsack.idea_figure import the_idea
 from knapsack.metrics import write_csv
 from knapsack.plotting import Drawing, NothingToShow, style
@@ -47,9 +49,21 @@ def save(folder: str | Path, name: str, draw: Callable[[], Drawing], origin: str
         caption = " ".join(filter(None, (drawing.caption, origin)))
         drawing.figure.savefig(folder / f"{name}.png", dpi=300, metadata={"Software": None, "Description": caption})
         described = {"Date": None, "Creator": None, "Description": caption}
-        drawing.figure.savefig(folder / f"{name}.svg", metadata=described)
+        picture = io.StringIO()
+        drawing.figure.savefig(picture, format="svg", metadata=described)
+    write_text(folder / f"{name}.svg", _numbered(picture.getvalue()))
     write_csv(folder / f"{name}.csv", drawing.data)
     return [f"{name}.{kind}" for kind in ("png", "svg", "csv")], caption
+
+
+def _numbered(svg: str) -> str:
+    """The picture with ids in their order of use: matplotlib's are digests of a layout that jitters in its last bit."""
+    known: dict[str, str] = {}
+
+    def number(found: re.Match) -> str:
+        return known.setdefault(found[0], f"id{len(known)}")
+
+    return re.sub(r'(?<=[#"])[a-z][0-9a-f]{10}(?=[)"])', number, svg)
 
 
 def origin_text(run: Run, parameters: dict) -> str:
