@@ -7,9 +7,7 @@ other programs, which have no details, can be read as well.
 """
 
 import re
-import symtable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 from knapsack import agent, prompts, runtime
@@ -26,6 +24,7 @@ from knapsack.files import (
     write_text,
 )
 from knapsack.interpreters import InterpreterPool
+from knapsack.names import bound_names
 from knapsack.prompts import Message
 from knapsack.runtime import Observation
 from knapsack.tasks import Task
@@ -277,19 +276,9 @@ def _published_turn(step: dict, earlier: list[str | None]) -> Turn:
         error_text=text if last else None,
         error_source=source if last else None,
         cap_hit=cap,
-        missing_binding=undefined is not None and any(undefined.group(1) in _bound(code or "") for code in earlier),
+        missing_binding=undefined is not None and any(undefined[1] in bound_names(code or "") for code in earlier),
     )
     return Turn(step["assistant_text"], code, observation, None, *spent)
-
-
-@lru_cache(maxsize=256)  # each NameError of a long episode asks for every earlier block again
-def _bound(code: str) -> frozenset[str]:
-    """Names that a block may bind at module level."""
-    try:
-        symbols = symtable.symtable(code, "turn", "exec").get_symbols()
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return frozenset()
-    return frozenset(symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported())
 
 
 def replay(
