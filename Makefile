@@ -4,16 +4,19 @@
 # Another interpreter: make report PYTHON=python3.12. More for the runner: make report ARGS="--out runs/second -p seed=1"
 PYTHON ?= python3
 ARGS ?=
+SEEDS ?= 1 2
 BIN := .venv/bin
 READY := .venv/.ready
 # On top of the locked packages. Asked for without dependencies: those of 2026.10.8 and 9 cannot always be had.
 UNSLOTH := unsloth==2026.10.9 unsloth_zoo==2026.10.9 bitsandbytes==0.50.2
 UNSLOTH_READY := .venv-unsloth/.ready
+COMMA := ,
+SPACE := $(subst ,, )
 # For sed: a notebook's script without its jupytext header.
 BODY := '1,/^\# %%/{/^\# %%/!d;}'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report test test-unsloth lab sync outputs clean
+.PHONY: help setup report seeds test test-unsloth lab sync outputs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
@@ -32,6 +35,16 @@ $(READY): requirements.lock pyproject.toml
 
 report: $(READY)  ## run the report: five notebooks, results in runs/nano
 	$(BIN)/python run_notebooks.py --profile nano $(ARGS)
+
+# What does not depend on the training is taken over: tasks, traces, and how the base and the teacher played.
+seeds: $(READY)  ## two further training seeds of the default run, put beside it in notebook 05; SEEDS="1 2 3" for more
+	test -f runs/nano/results/episodes.csv || $(MAKE) report
+	for seed in $(SEEDS); do \
+	  mkdir -p runs/seed$$seed/evaluations && cp -r runs/nano/tasks runs/nano/traces runs/seed$$seed/ \
+	    && cp -r runs/nano/evaluations/base_* runs/nano/evaluations/teacher_* runs/seed$$seed/evaluations/ \
+	    && $(BIN)/python run_notebooks.py --to 4 --out runs/seed$$seed -p 03_finetune.seed=$$seed || exit 1; \
+	done
+	$(BIN)/python run_notebooks.py --only 5 -p more_runs=$(subst $(SPACE),$(COMMA),$(addprefix runs/seed,$(SEEDS)))
 
 test: $(READY)  ## ruff, the notebook pairs, pytest
 	$(BIN)/ruff check .
@@ -68,8 +81,9 @@ outputs: $(READY)  ## put the outputs and figures of the last run in runs/nano i
 	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='jupytext' \
 	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='language_info' runs/nano/notebooks/*.ipynb
 	$(BIN)/jupytext --quiet --update --to ipynb notebooks/*.py
-	$(BIN)/python -c "from knapsack import claims, figures, runs; run = runs.open_run('runs/nano'); \
-	  figures.publish(run, 'figures'); claims.publish(run, 'figures/tables', 'README.md')"
+	$(BIN)/python -c "from knapsack import claims, excerpts, figures, runs; run = runs.open_run('runs/nano'); \
+	  figures.publish(run, 'figures'); claims.publish(run, 'figures/tables', 'README.md'); \
+	  excerpts.publish(run, 'figures', 'notebooks/05_analysis.ipynb')"
 
 clean:  ## remove .venv, .venv-unsloth and caches (runs/ stays)
 	rm -rf .venv .venv-unsloth .pytest_cache .ruff_cache .hypothesis *.egg-info

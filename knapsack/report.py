@@ -39,6 +39,64 @@ def overview(episodes: pd.DataFrame) -> str:
     return " ".join(said)
 
 
+def twins_said(facts: pd.DataFrame) -> str:
+    """How much longer and dearer the stateless training traces are; ``facts``: rows of ``tables.training_facts``."""
+    means = facts.drop(columns="task_id").groupby("runtime").mean()
+    ratio = means.loc["stateless"] / means.loc["persistent"]
+    gap = abs(means.loc["stateless", "score"] - means.loc["persistent", "score"])
+    return (
+        f"A stateless trace is **{ratio['trace_tokens']:.1f} ×** as long as its persistent twin, and an episode costs "
+        f"{ratio['episode_tokens']:.1f} × the tokens, while mean normalized optimality differs by {gap:.3f}. Trained "
+        "on equally many *episodes*, the stateless model therefore reads more *tokens*: a confound that the paper "
+        "names too."
+    )
+
+
+def cells_said(cells: pd.DataFrame, splits: list[str]) -> str:
+    """What ``metrics.cell_table`` says, cell against cell, a paragraph a split; what lacks a cell is left out."""
+    own = {split: cells[cells["split"] == split].set_index(["model", "runtime"]) for split in splits}
+    lines = [f"**{split.capitalize()}.** {' '.join(_split_said(rows))}" for split, rows in own.items()]
+    return "\n\n".join([*lines, f"Episodes of these cells without a score: {int(cells['unscored'].sum())}."])
+
+
+def _split_said(rows: pd.DataFrame) -> list[str]:
+    """Sentences on the cells of a split; ``rows`` by (model, runtime)."""
+    said = []
+    for kind in KINDS:
+        if {(kind, kind), ("teacher", kind)} <= set(rows.index):
+            own, ceiling = rows.loc[(kind, kind)], rows.loc[("teacher", kind)]
+            said.append(
+                f"Trained and run {kind}, the model reaches "
+                f"{between(own.score_mean, own.score_low, own.score_high, 2)} "
+                f"with {own.total_tokens:,.0f} tokens an episode; "
+                f"its teacher reaches {ceiling.score_mean:.2f} with {ceiling.total_tokens:,.0f}."
+            )
+    if {("persistent", "stateless"), ("persistent", "persistent")} <= set(rows.index):
+        away, home = rows.loc[("persistent", "stateless")], rows.loc[("persistent", "persistent")]
+        said.append(
+            f"Moved to the stateless runtime, the persistent-trained model misses a name that it had bound in "
+            f"{away.missing_binding_rate:.0%} of its episodes, scores {away.score_mean - home.score_mean:+.2f} "
+            f"against home, and spends {away.total_tokens / home.total_tokens:.1f} × the tokens."
+        )
+    if {("stateless", "persistent"), ("persistent", "persistent")} <= set(rows.index):
+        tax, home = rows.loc[("stateless", "persistent")], rows.loc[("persistent", "persistent")]
+        said.append(
+            f"In the persistent runtime the stateless-trained model spends "
+            f"{tax.total_tokens / home.total_tokens:.1f} × the tokens of the persistent-trained one, "
+            f"and scores {tax.score_mean - home.score_mean:+.2f} against it."
+        )
+    for (name, runtime), row in rows.iterrows():
+        if name == "base":
+            said.append(f"The base scores {row.score_mean:.2f} in the {runtime} runtime (solved: {row.solved:.0%}).")
+        elif name not in ("teacher", *KINDS) or (name in KINDS and runtime not in KINDS):
+            said.append(
+                f"The model `{name}` scores {between(row.score_mean, row.score_low, row.score_high, 2)} in the "
+                f"{runtime} runtime with {row.total_tokens:,.0f} tokens an episode, and misses a name that it had "
+                f"bound in {row.missing_binding_rate:.0%} of its episodes."
+            )
+    return said
+
+
 def _compared(table: pd.DataFrame) -> pd.DataFrame:
     """The first columns of every table of comparisons: split, "first − second" by short names, n."""
     names = ([cell_name(*cell.split("→")) for cell in table[end]] for end in ("first", "second"))

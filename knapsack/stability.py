@@ -5,8 +5,6 @@ episodes are resampled as wholes: the turns of an episode are not independent.
 """
 
 import math
-import os
-from pathlib import Path
 
 import pandas as pd
 
@@ -17,7 +15,6 @@ from knapsack.plotting import cell_name
 from knapsack.runtime import KINDS
 from knapsack.statistics import PP, PS, SP, SS, paired, ratio_interval, share_interval
 from knapsack.tables import Table, between, number
-from knapsack.traces import trace_path
 
 CELL = ["model", "runtime", "split"]
 RATIOS = {"amnesia tax": (SP, PP), "wrong runtime": (PS, PP), "aligned": (SS, PP)}
@@ -182,23 +179,6 @@ def causes_shown(causes: pd.DataFrame) -> Table:
     names = [_names(row) for row in causes.to_dict("records")]
     counts = causes.drop(columns=CELL).rename(columns={"below": "below the teacher"}).astype(object).map(number)
     return Table(pd.concat([pd.DataFrame(names), counts], axis=1), caption)
-
-
-def examples(failures: pd.DataFrame, folder: str | Path, start: str | Path) -> str:
-    """A Markdown list: for each cause that occurs one episode, its turn, and a link to its trace, seen from ``start``.
-
-    The episode is the first in the table, one of a trained model if there is one. ``folder`` is that of the cells.
-    """
-    lines = []
-    for cause in CAUSES:
-        own = failures[failures["cause"] == cause]
-        trained = own[own["model"].isin(KINDS)]
-        for row in (own if trained.empty else trained).head(1).to_dict("records"):
-            cell = Path(folder) / "_".join(row[name] for name in CELL)
-            link = Path(os.path.relpath(trace_path(cell, row["task_id"]), start)).as_posix()
-            where = f"{cell_name(row['model'], row['runtime'])}, {row['split']}, turn {row['turn'] + 1}"
-            lines.append(f"* **{cause}**: {where}: [{row['task_id']}]({link.replace(' ', '%20')})\n")
-    return "".join(lines)
 
 
 def _of(frame: pd.DataFrame, key: tuple) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import html
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -19,7 +20,7 @@ from knapsack.metrics import write_csv
 from knapsack.plotting import cell_name
 from knapsack.runs import Run
 from knapsack.runtime import KINDS
-from knapsack.traces import read_trace, trace_path
+from knapsack.traces import Trace, read_trace, trace_path
 from knapsack.training_data import PAPER_KEPT, PAPER_PAIRS, keep_pairs, read_rows, training_row
 
 FORMATS = ("md", "tex", "html")
@@ -213,7 +214,7 @@ def training_traces(run: Run, tokenizer=None) -> TrainingTraces | None:
         pair = [read_trace(trace_path(run.traces(kind), task_id)) for kind in KINDS]
         written = (json.dumps(training_row(t), sort_keys=True) in side for t, side in zip(pair, used, strict=True))
         if all(written):
-            rows += [{"runtime": kind} | _fact(trace, tokenizer) for kind, trace in zip(KINDS, pair, strict=True)]
+            rows += training_facts(pair, tokenizer)
         else:
             rest.append(pair)
     limit = run.read_manifest().get("02_traces", {}).get("parameters", {}).get("max_tokens")
@@ -227,16 +228,24 @@ def training_traces(run: Run, tokenizer=None) -> TrainingTraces | None:
 FACT_COLUMNS = ["runtime", "task_id", "trace_tokens", "episode_tokens", "turns", "tool_calls", "score"]
 
 
-def _fact(trace, tokenizer) -> dict:
-    rendered = len(prompts.render(training_row(trace)["messages"], tokenizer).input_ids) if tokenizer else math.nan
-    return {
-        "task_id": trace.task_id,
-        "trace_tokens": rendered,
-        "episode_tokens": sum(turn.prompt_tokens + turn.completion_tokens for turn in trace.turns),
-        "turns": len(trace.turns),
-        "tool_calls": sum(len(turn.observation.tool_calls) for turn in trace.turns if turn.observation),
-        "score": trace.score,
-    }
+def training_facts(pair: Sequence[Trace], tokenizer=None) -> list[dict]:
+    """A row of FACT_COLUMNS for each trace of a pair, in the order of KINDS; lengths need the tokenizer."""
+
+    def length(trace: Trace) -> float:
+        return len(prompts.render(training_row(trace)["messages"], tokenizer).input_ids) if tokenizer else math.nan
+
+    return [
+        {
+            "runtime": kind,
+            "task_id": trace.task_id,
+            "trace_tokens": length(trace),
+            "episode_tokens": sum(turn.prompt_tokens + turn.completion_tokens for turn in trace.turns),
+            "turns": len(trace.turns),
+            "tool_calls": sum(len(turn.observation.tool_calls) for turn in trace.turns if turn.observation),
+            "score": trace.score,
+        }
+        for kind, trace in zip(KINDS, pair, strict=True)
+    ]
 
 
 def table_one(traces: TrainingTraces) -> Table:

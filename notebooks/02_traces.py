@@ -50,7 +50,7 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown, display
 
-from knapsack import models, prompts, traces
+from knapsack import excerpts, models, report, tables, traces
 from knapsack.endpoints import read_endpoint
 from knapsack.evaluate import Cell, Settings, evaluate
 from knapsack.plan import estimate_requests, spending_sentence
@@ -107,20 +107,10 @@ played = {kind: [traces.read_trace(traces.trace_path(run.traces(kind), i)) for i
 # The same task, and from the rule-based teacher the same decisions. Look at what the second block has to say in each
 # runtime.
 
-
 # %%
-def show(trace, turns=3, width=900):
-    parts = []
-    for turn in trace.turns[:turns]:
-        text = turn.text if len(turn.text) <= width else turn.text[:width] + " … (cut)\n```"
-        seen = turn.observation
-        told = turn.protocol_error if seen is None else seen.error or seen.output.strip()
-        parts.append(f"{text}\n\n> {told if len(told) <= 160 else told[:160] + ' …'}\n")
-    return "\n".join(parts)
-
-
 for kind in KINDS:
-    display(Markdown(f"### {kind.capitalize()}\n\n" + show(played[kind][0])))
+    pair = excerpts.excerpt(played[kind][0], range(3), reply_most=900, seen_most=160)
+    display(Markdown(f"### {kind.capitalize()}\n\n{pair}"))
 
 # %% [markdown]
 # ## Which pairs are kept
@@ -151,43 +141,16 @@ for kind, side in zip(KINDS, zip(*kept[:n_pairs], strict=True), strict=True):
 # %% [markdown]
 # ## What the two regimes cost the teacher
 #
-# The counterpart of the paper's Table 1. *Trace tokens* is the length of the text trained on; *episode tokens* adds
-# up the prompts of all calls, as an endpoint would bill them.
-
+# The counterpart of the paper's Table 1, whose numbers stand below ours.
 
 # %%
-def describe(trace):
-    return {
-        "trace tokens": len(prompts.render(training_row(trace)["messages"], tokenizer).input_ids),
-        "episode tokens": sum(turn.prompt_tokens + turn.completion_tokens for turn in trace.turns),
-        "turns": len(trace.turns),
-        "tool calls": sum(len(turn.observation.tool_calls) for turn in trace.turns if turn.observation),
-        "normalized optimality": trace.score,
-    }
-
-
-sides = dict(zip(KINDS, zip(*kept[:n_pairs], strict=True), strict=True))
-facts = pd.concat({kind: pd.DataFrame(map(describe, side)) for kind, side in sides.items()}, names=["runtime"])
-table = facts.groupby("runtime").agg(["mean", "max"]).drop(columns=[("normalized optimality", "max")])
-table.round(2)
-
-# %%
-means = facts.groupby("runtime").mean()
-ratio = means.loc["stateless"] / means.loc["persistent"]
-gap = abs(means["normalized optimality"].diff().iloc[-1])
-display(
-    Markdown(
-        f"A stateless trace is **{ratio['trace tokens']:.1f} ×** as long as its persistent twin "
-        f"(the paper's teacher: 2.3 ×), and an episode costs {ratio['episode tokens']:.1f} × the tokens "
-        "(the paper's: 3.0 ×), "
-        f"while mean normalized optimality differs by {gap:.3f}. Trained on equally many *episodes*, the stateless "
-        "model therefore reads more *tokens*: a confound that the paper names too."
-    )
-)
+facts = pd.DataFrame([fact for pair in kept[:n_pairs] for fact in tables.training_facts(pair, tokenizer)])
+display(Markdown(tables.markdown(tables.table_one(tables.TrainingTraces(facts, n_train, len(kept))))))
+display(Markdown(report.twins_said(facts)))
 
 # %%
 figure, axis = plt.subplots(figsize=(7, 2.6))
-sns.histplot(facts.reset_index(), x="trace tokens", hue="runtime", bins=40, element="step", ax=axis)
+sns.histplot(facts, x="trace_tokens", hue="runtime", bins=40, element="step", ax=axis)
 axis.set(xlabel="trace length (tokens)", ylabel=f"traces (n = {n_pairs} per runtime)")
 sns.despine()
 plt.show()

@@ -51,7 +51,7 @@ import time
 import pandas as pd
 from IPython.display import Markdown, display
 
-from knapsack import metrics, traces
+from knapsack import excerpts, metrics, report
 from knapsack.card import model_card
 from knapsack.endpoints import read_served
 from knapsack.evaluate import Cell, Settings, evaluate
@@ -127,53 +127,8 @@ shown += ["total_tokens", "score_per_1k_tokens", "missing_binding_rate", "cap_hi
 by_cell = table.set_index(["split", "model", "runtime"])
 by_cell[shown].style.format(precision=2).format(precision=0, subset=["n", "unscored", "total_tokens"], thousands=",")
 
-
 # %%
-def sentences(split: str) -> list[str]:
-    """What the cells of a split say, cell against cell; a comparison that lacks a cell is left out."""
-    rows = by_cell.loc[split]
-    said = []
-    for kind in ("persistent", "stateless"):
-        if {(kind, kind), ("teacher", kind)} <= set(rows.index):
-            own, ceiling = rows.loc[(kind, kind)], rows.loc[("teacher", kind)]
-            said.append(
-                f"Trained and run {kind}, the model reaches {own.score_mean:.2f} "
-                f"[{own.score_low:.2f}, {own.score_high:.2f}] with {own.total_tokens:,.0f} tokens an episode; "
-                f"its teacher reaches {ceiling.score_mean:.2f} with {ceiling.total_tokens:,.0f}."
-            )
-    if {("persistent", "stateless"), ("persistent", "persistent")} <= set(rows.index):
-        away, home = rows.loc[("persistent", "stateless")], rows.loc[("persistent", "persistent")]
-        said.append(
-            f"Moved to the stateless runtime, the persistent-trained model misses a name that it had bound in "
-            f"{away.missing_binding_rate:.0%} of its episodes, scores {away.score_mean - home.score_mean:+.2f} "
-            f"against home, and spends {away.total_tokens / home.total_tokens:.1f} × the tokens."
-        )
-    if {("stateless", "persistent"), ("persistent", "persistent")} <= set(rows.index):
-        tax, home = rows.loc[("stateless", "persistent")], rows.loc[("persistent", "persistent")]
-        said.append(
-            f"In the persistent runtime the stateless-trained model spends "
-            f"{tax.total_tokens / home.total_tokens:.1f} × the tokens of the persistent-trained one, "
-            f"and scores {tax.score_mean - home.score_mean:+.2f} against it."
-        )
-    for runtime in runtimes:
-        if ("base", runtime) in rows.index:
-            row = rows.loc[("base", runtime)]
-            said.append(f"The base scores {row.score_mean:.2f} in the {runtime} runtime (solved: {row.solved:.0%}).")
-    for name, runtime in rows.index:
-        if name not in ("base", "teacher", *KINDS) or (name in KINDS and runtime not in KINDS):
-            row = rows.loc[(name, runtime)]
-            said.append(
-                f"The model `{name}` scores {row.score_mean:.2f} [{row.score_low:.2f}, {row.score_high:.2f}] in the "
-                f"{runtime} runtime with {row.total_tokens:,.0f} tokens an episode, and misses a name that it had "
-                f"bound in {row.missing_binding_rate:.0%} of its episodes."
-            )
-    return said
-
-
-unscored = int(table["unscored"].sum())
-lines = [f"**{split.capitalize()}.** " + " ".join(sentences(split)) for split in splits]
-lines.append(f"Episodes of these cells without a score: {unscored}.")
-Markdown("\n\n".join(lines))
+display(Markdown(report.cells_said(table, splits)))
 
 # %% [markdown]
 # ## The card of a model
@@ -198,25 +153,7 @@ for name in outside or [name for name in models if name in KINDS]:
 
 # %%
 own = episodes["model"].isin(list(models)) & episodes["runtime"].isin(runtimes) & episodes["split"].isin(splits)
-by_length = episodes[own & (episodes["status"] == "completed")].sort_values("turns", kind="stable")
-missed = by_length[by_length["missing_bindings"] > 0]
-row = missed.iloc[0] if len(missed) else by_length.iloc[-1]
-path = traces.trace_path(run.evaluation(row["model"], row["runtime"], row["split"]), row["task_id"])
-trace = traces.read_trace(path)
-seen = [turn.observation for turn in trace.turns]
-first = next((k for k, observation in enumerate(seen) if observation and observation.missing_binding), 1)
-
-text = [
-    f"Model **{row['model']}**, **{row['runtime']}** runtime, {row['split']}, task `{row['task_id']}`: "
-    f"{len(trace.turns)} turns, score {trace.score:.2f}, ended by `{trace.finish_reason}`.",
-    f"> {trace.messages[1]['content']}",
-]
-for index in sorted({0, first - 1, first, first + 1} & set(range(len(trace.turns)))):
-    turn, observation = trace.turns[index], seen[index]
-    told = turn.protocol_error if observation is None else observation.error or observation.output
-    said = turn.text if len(turn.text) <= 1500 else turn.text[:1500] + " …\n```"
-    text += [f"**Turn {index + 1}**", said, "→", f"````\n{told.strip()[:600]}\n````"]
-Markdown("\n\n".join(text))
+display(Markdown(excerpts.one_episode(run.evaluations, episodes[own])))
 
 # %%
 parameters = {

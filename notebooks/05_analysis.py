@@ -39,7 +39,7 @@ import time
 import pandas as pd
 from IPython.display import Markdown, display
 
-from knapsack import claims, conduct, figures, metrics, report, several_runs, stability, statistics, tables
+from knapsack import claims, conduct, excerpts, figures, metrics, report, several_runs, stability, statistics, tables
 from knapsack.runs import open_run
 
 started = time.perf_counter()
@@ -242,10 +242,10 @@ unknown = "No cause is told: that takes the teacher's score on the same task."
 show("causes", stability.causes_shown(causes), causes, unknown)
 
 # %% [markdown]
-# One episode of each kind to look at. The links lead from the folder of a run's executed notebooks to its traces.
+# One episode of each kind to read, from its prompt to its end.
 
 # %%
-display(Markdown(stability.examples(seen.failures, folder, run.folder / "notebooks")))
+display(Markdown(excerpts.write_examples(run, seen.failures, folder)))
 
 # %% [markdown]
 # # Several runs

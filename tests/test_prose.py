@@ -34,7 +34,8 @@ IN_README = {
     "the paper's 40": "the paper's parameter",
     '"completed, score 0"': "what other harnesses write",
 }
-LIBRARY = ("claims", "conduct", "figures", "metrics", "report", "several_runs", "stability", "statistics", "tables")
+LIBRARY = ("claims", "conduct", "excerpts", "figures", "metrics", "report", "several_runs", "stability", "statistics")
+LIBRARY += ("tables",)
 PLAIN = {"Markdown", "display", "map", "open_run", "perf_counter", "read_csv", "record", "round", "show"}
 SUMS = {"groupby", "sum"}  # of counts: how many were scored, how many not
 
