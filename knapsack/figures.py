@@ -93,8 +93,8 @@ def draw_all(
     """Draw every figure into the run's folder and write the manifest; returns name → figure, or why there is none.
 
     ``folder`` is that of the cells; ``parameters`` are the notebook's, n_resamples and seed among them; ``more`` are
-    figures made elsewhere, by name. A row of the manifest says which notebook, parameters and commit made the figure,
-    and holds its caption.
+    figures made elsewhere, by name, whose captions tell their runs themselves. A row of the manifest says which
+    notebook, parameters and commit made the figure, and holds its caption.
     """
     seeded = {name: parameters[name] for name in ("n_resamples", "seed")}
     drawings: dict[str, Callable[[], Drawing]] = {
@@ -112,7 +112,7 @@ def draw_all(
     manifest, drawn = {}, {}
     for name, draw in drawings.items():
         try:
-            files, caption = save(run.figures, name, draw, origin)
+            files, caption = save(run.figures, name, draw, "" if name in (more or {}) else origin)
         except NothingToShow as nothing:
             drawn[name] = str(nothing)
         else:

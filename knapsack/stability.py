@@ -19,6 +19,7 @@ from knapsack.tables import Table, between, number
 CELL = ["model", "runtime", "split"]
 RATIOS = {"amnesia tax": (SP, PP), "wrong runtime": (PS, PP), "aligned": (SS, PP)}
 RATIO_COLUMNS = ["split", "quantity", "first", "second", "n", "ratio", "low", "high"]
+SPREAD_COLUMNS = [*CELL, "of", "n", "lower", "median", "upper", "high", "most"]
 RECOVERY_COLUMNS = [
     *CELL, "n", "missing", "missing_low", "missing_high", "errors", "known", "recovered", "recovered_low",
     "recovered_high", "turns", "turns_low", "turns_high", "tokens", "tokens_low", "tokens_high", "lost_tokens",
@@ -55,6 +56,39 @@ def ratios_shown(ratios: pd.DataFrame) -> Table:
     text["ratio [95 %]"] = [between(*row, 2) for row in ratios[["ratio", "low", "high"]].to_numpy()]
     caption = "Mean total tokens of one cell ÷ another's on the same tasks, with 95 % percentile bootstrap intervals."
     return Table(text, caption)
+
+
+def spread_table(episodes: pd.DataFrame, turns: pd.DataFrame) -> pd.DataFrame:
+    """How tokens are distributed over scored episodes (``total_tokens``) and their replies (``completion_tokens``).
+
+    SPREAD_COLUMNS, two rows a cell: n episodes or replies of known length; quantiles by linear interpolation.
+    """
+    done = episodes[episodes["status"] == "completed"]
+    replies = turns.merge(done[[*CELL, "task_id"]])
+    rows = []
+    for key, group in done.groupby(CELL, sort=False):
+        for of, tokens in (("episode", group["total_tokens"]), ("reply", _of(replies, key)["completion_tokens"])):
+            known = tokens.dropna()
+            rows.append((*key, of, len(known), *known.quantile([0.25, 0.5, 0.75, 0.95]), known.max()))
+    return pd.DataFrame(rows, columns=SPREAD_COLUMNS)
+
+
+def spread_shown(spread: pd.DataFrame) -> Table:
+    """``spread_table`` as text, a row per cell."""
+    rows = []
+    for _, pair in spread.groupby(CELL, sort=False):
+        text = _names(pair.iloc[0])
+        for row in pair.to_dict("records"):
+            of = f"tokens of {'an episode' if row['of'] == 'episode' else 'a reply'}"
+            text[{"episode": "episodes", "reply": "replies"}[row["of"]]] = number(row["n"])
+            text[f"{of}: median [quartiles]"] = between(row["median"], row["lower"], row["upper"])
+            text |= {f"{of}: 95 % below": number(row["high"]), f"{of}: most": number(row["most"])}
+        rows.append(text)
+    caption = (
+        "How tokens are distributed: all tokens of an episode, prompts included, and those of a single reply. In "
+        "brackets are the quartiles of the episodes or replies themselves, not an interval of the median."
+    )
+    return Table(pd.DataFrame(rows), caption)
 
 
 def recovery_table(episodes: pd.DataFrame, conduct: Conduct, n_resamples: int = 5000, seed: int = 0) -> pd.DataFrame:

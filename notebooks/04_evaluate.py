@@ -139,7 +139,7 @@ display(Markdown(report.cells_said(table, splits)))
 
 # %%
 outside = [name for name, entry in models.items() if entry]
-turns = pd.read_csv(run.results / "turns.csv")
+turns = pd.read_csv(run.results / "turns.csv", dtype={"task_id": str})
 for name in outside or [name for name in models if name in KINDS]:
     text = model_card(episodes, turns, name, seed=seed)
     write_text(run.results / "cards" / f"{name}.md", text)

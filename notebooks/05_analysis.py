@@ -61,7 +61,7 @@ def show(name: str, table: tables.Table, numbers: pd.DataFrame | None = None, ot
 
 # %%
 episodes, cells = metrics.write_results(run, n_resamples, seed, folder)
-turns = pd.read_csv(run.results / "turns.csv")
+turns = pd.read_csv(run.results / "turns.csv", dtype={"task_id": str})
 display(Markdown(report.overview(episodes)))
 cells.groupby("split", sort=False)[["n", "unscored"]].sum()
 
@@ -196,10 +196,12 @@ show("ratios", stability.ratios_shown(ratios), ratios, lone)
 show("tests_tokens", report.tests_shown(tests, "total_tokens"), otherwise=none)
 
 # %% [markdown]
-# Where in an episode they are spent.
+# Where in an episode they are spent, and how unevenly: a mean may be made by a few long episodes.
 
 # %%
 display(*figures.shown(drawn["tokens_by_turn"]))
+spread = stability.spread_table(episodes, turns)
+show("spread", stability.spread_shown(spread), spread)
 
 # %% [markdown]
 # ## Names that are gone, and the way back

@@ -426,6 +426,15 @@ def test_the_origin_names_the_run_and_its_seeds(tmp_path):
     assert figures.origin_text(run, published) == "Downloaded traces: theirs."
 
 
+def test_a_figure_of_several_runs_is_not_said_to_be_of_one(drawn, tmp_path):
+    _, folder, episodes, turns, conduct, entries = drawn
+    several = quality_figures.missing_bindings(episodes)
+    more = {"seeds": lambda: several}
+    both = figures.draw_all(Run(tmp_path / "x"), episodes, turns, conduct, folder, "05_analysis", PARAMETERS, more)
+    assert both["seeds"].caption == several.caption and entries["cost_quality"].caption.endswith("seed 5.")
+    assert both["cost_quality"].caption.endswith("Run: x.")
+
+
 def test_publish_leaves_exactly_the_runs_figures(drawn, tmp_path):
     run = drawn[0]
     write_text(tmp_path / "old.png", "from an earlier version")

@@ -176,6 +176,28 @@ def test_ratios_are_of_mean_tokens_on_the_same_tasks(played):
     assert stability.ratios_table(episodes[episodes["model"] == "base"]).empty
 
 
+def test_the_spread_of_tokens_is_that_of_scored_episodes_and_their_replies(played):
+    _, episodes, turns, _ = played
+    table = stability.spread_table(episodes, turns).set_index([*stability.CELL, "of"])
+    for key, group in episodes.groupby(stability.CELL):
+        replies = turns[(turns[stability.CELL] == list(key)).all(axis=1)]["completion_tokens"]
+        for of, tokens in (("episode", group["total_tokens"]), ("reply", replies)):
+            row = table.loc[(*key, of)]
+            quantiles = np.percentile(tokens, [25, 50, 75, 95])
+            assert row[["lower", "median", "upper", "high"]].tolist() == pytest.approx(quantiles)
+            assert row["n"] == len(tokens) and row["most"] == max(tokens)
+    unscored = episodes.assign(status=["timeout", *episodes["status"][1:]])
+    key = tuple(episodes.loc[0, stability.CELL])
+    left = stability.spread_table(unscored, turns).set_index([*stability.CELL, "of"])
+    lost = turns[(turns["task_id"] == episodes["task_id"][0]) & (turns[stability.CELL] == list(key)).all(axis=1)]
+    assert left.loc[(*key, "episode"), "n"] == table.loc[(*key, "episode"), "n"] - 1
+    assert left.loc[(*key, "reply"), "n"] == table.loc[(*key, "reply"), "n"] - len(lost)
+    text = stability.spread_shown(stability.spread_table(episodes, turns)).text
+    assert len(text) == 8 and text["episodes"].tolist() == ["4"] * 8
+    row = table.loc[(*key, "episode")]
+    assert text.iloc[0, 3] == tables.between(row["median"], row["lower"], row["upper"])
+
+
 def invented():
     """Two P→S episodes with errors, one of which recovers from its second, and two without."""
     episodes = frame(cell(P, S, [0.5, 0.5, 0.5, 0.5]))
@@ -229,7 +251,8 @@ def test_nothing_scored_gives_empty_tables(played):
     failed = episodes.assign(status="error", score=math.nan)
     empty = conduct.Conduct(*(part.head(0) for part in (seen.turns, seen.recoveries, seen.failures)), "characters")
     assert stability.recovery_table(failed, empty).empty and stability.causes_table(empty.failures, failed).empty
-    shown = [stability.recovery_shown(stability.recovery_table(failed, empty))]
+    shown = [stability.spread_shown(stability.spread_table(failed, turns))]
+    shown += [stability.recovery_shown(stability.recovery_table(failed, empty))]
     shown += [stability.reuse_shown(stability.reuse_table(failed, turns.head(0), empty), "characters")]
     shown += [stability.causes_shown(stability.causes_table(empty.failures, failed))]
     assert all(table.text.empty for table in shown)
