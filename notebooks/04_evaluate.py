@@ -153,7 +153,7 @@ for name in outside or [name for name in models if name in KINDS]:
 
 # %%
 own = episodes["model"].isin(list(models)) & episodes["runtime"].isin(runtimes) & episodes["split"].isin(splits)
-display(Markdown(excerpts.one_episode(run.evaluations, episodes[own])))
+display(Markdown(excerpts.one_episode(run.folder / "evaluations", episodes[own])))
 
 # %%
 parameters = {

@@ -1,0 +1,36 @@
+"""How long the notebooks of runs took, from the runs' manifests and training reports.
+
+    python benchmarks/times.py runs/nano runs/seed1 runs/seed2
+
+Seconds are those of the work in a notebook; starting its kernel adds some. A notebook that was run again (resumed, or
+the analysis with other parameters) tells the seconds of its last time only.
+"""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from knapsack.files import read_json
+from knapsack.runs import Run
+from knapsack.runtime import KINDS
+from knapsack.tables import Table, markdown, number
+
+
+def times(folder: Path) -> dict:
+    """Seconds by notebook, their sum, and the speed of the training: what the machine was worth at that time."""
+    manifest = Run(folder).read_manifest()
+    seconds = {step: row["seconds"] for step, row in manifest.items() if step[:2].isdigit()}
+    reports = [read_json(Run(folder).training(kind) / "training.json")["report"] for kind in KINDS]
+    speed = sum(r["tokens_per_second"] * r["seconds"] for r in reports) / sum(r["seconds"] for r in reports)
+    shown = {"run": folder.name} | {f"{step}, s": number(value) for step, value in sorted(seconds.items())}
+    return shown | {"all, s": number(sum(seconds.values())), "training, tokens/s": number(speed)}
+
+
+if __name__ == "__main__":
+    rows = [times(Path(folder)) for folder in sys.argv[1:]]
+    made = next(iter(Run(Path(sys.argv[1])).read_manifest().values()))
+    versions = ", ".join(f"{name} {made['versions'][name]}" for name in ("torch", "transformers"))
+    cores, kind = (made["machine"][name] for name in ("cores", "architecture"))
+    print(f"{cores} cores, {kind}; Python {made['python']}, {versions}.\n")
+    print(markdown(Table(pd.DataFrame(rows).fillna(""), "")))
