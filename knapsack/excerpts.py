@@ -25,7 +25,7 @@ def excerpt(trace: Trace, turns: Iterable[int], reply_most: int = 1500, seen_mos
     parts = []
     for index in turns:
         reply, seen = _told(trace.turns[index])
-        parts += [f"**Turn {index + 1}**", _reply(_cut(reply, reply_most)), "→", _fenced(_cut(seen, seen_most))]
+        parts += [f"**Turn {index + 1}**", _reply(_cut(reply, reply_most)), "→", _shown(_cut(seen, seen_most))]
     return "\n\n".join(parts)
 
 
@@ -35,7 +35,7 @@ def page(trace: Trace, title: str, head: str, marked: int) -> str:
     parts += [_fenced(message["content"]) for message in trace.messages[:2]]
     for index, turn in enumerate(trace.turns):
         reply, seen = _told(turn)
-        parts += [f"## Turn {index + 1}{' ←' if index == marked else ''}", _reply(reply), "→", _fenced(seen)]
+        parts += [f"## Turn {index + 1}{' ←' if index == marked else ''}", _reply(reply), "→", _shown(seen)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -125,6 +125,10 @@ def _reply(text: str) -> str:
     """A reply as Markdown; one that could swallow what follows it (open fences, HTML) is fenced itself."""
     prose = re.sub(r"^```\w*\n.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     return _fenced(text) if re.search("```|~~~|<", prose) else text
+
+
+def _shown(seen: str) -> str:
+    return _fenced(seen) if seen else "*(no output)*"
 
 
 def _fenced(text: str) -> str:

@@ -75,7 +75,7 @@ def _split_said(rows: pd.DataFrame) -> list[str]:
         away, home = rows.loc[("persistent", "stateless")], rows.loc[("persistent", "persistent")]
         said.append(
             f"Moved to the stateless runtime, the persistent-trained model misses a name that it had bound in "
-            f"{away.missing_binding_rate:.0%} of its episodes, scores {away.score_mean - home.score_mean:+.2f} "
+            f"{_percent(away.missing_binding_rate)} of its episodes, scores {_gap(away, home)} "
             f"against home, and spends {away.total_tokens / home.total_tokens:.1f} × the tokens."
         )
     if {("stateless", "persistent"), ("persistent", "persistent")} <= set(rows.index):
@@ -83,18 +83,27 @@ def _split_said(rows: pd.DataFrame) -> list[str]:
         said.append(
             f"In the persistent runtime the stateless-trained model spends "
             f"{tax.total_tokens / home.total_tokens:.1f} × the tokens of the persistent-trained one, "
-            f"and scores {tax.score_mean - home.score_mean:+.2f} against it."
+            f"and scores {_gap(tax, home)} against it."
         )
     for (name, runtime), row in rows.iterrows():
         if name == "base":
-            said.append(f"The base scores {row.score_mean:.2f} in the {runtime} runtime (solved: {row.solved:.0%}).")
+            solved = _percent(row.solved)
+            said.append(f"The base scores {row.score_mean:.2f} in the {runtime} runtime (solved: {solved}).")
         elif name not in ("teacher", *KINDS) or (name in KINDS and runtime not in KINDS):
             said.append(
                 f"The model `{name}` scores {between(row.score_mean, row.score_low, row.score_high, 2)} in the "
                 f"{runtime} runtime with {row.total_tokens:,.0f} tokens an episode, and misses a name that it had "
-                f"bound in {row.missing_binding_rate:.0%} of its episodes."
+                f"bound in {_percent(row.missing_binding_rate)} of its episodes."
             )
     return said
+
+
+def _percent(share: float) -> str:
+    return f"{number(100 * share)} %"
+
+
+def _gap(cell: pd.Series, home: pd.Series) -> str:
+    return f"{cell.score_mean - home.score_mean:+.2f}".replace("-", "−")
 
 
 def _compared(table: pd.DataFrame) -> pd.DataFrame:

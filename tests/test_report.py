@@ -64,10 +64,11 @@ def test_cells_are_said_with_what_was_played():
 
     home = "Trained and run persistent, the model reaches 0.00 [0.00–0.00] with 1,000 tokens an episode; "
     teacher = "its teacher reaches 0.10 with 2,000."
-    away = "had bound in 25% of its episodes, scores +0.20 against home, and spends 3.0 × the tokens."
+    away = "had bound in 25 % of its episodes, scores +0.20 against home, and spends 3.0 × the tokens."
     tax = "model spends 4.0 × the tokens of the persistent-trained one, and scores +0.30 against it."
-    base = "The base scores 0.40 in the persistent runtime (solved: 25%)."
+    base = "The base scores 0.40 in the persistent runtime (solved: 25 %)."
     other = "The model `mine` scores 0.50 [0.25–1.00] in the stateless runtime with 6,000 tokens an episode, and misses"
+    assert "scores −0.20 against home" in report.cells_said(cells((P, S), ("base", S), (P, P)), ["easy"])
     names = [(P, P), ("teacher", P), (P, S), (S, P), ("base", P), ("mine", S)]
     said = report.cells_said(cells(*names), ["easy"])
     assert [part in said for part in (home + teacher, away, tax, base, other)] == [True] * 5
