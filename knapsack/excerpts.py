@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 
 from knapsack.agent import Turn
@@ -72,9 +73,10 @@ def write_examples(run: Run, failures: pd.DataFrame, cells: str | Path) -> str:
 def publish(run: Run, folder: str | Path, notebook: str | Path) -> None:
     """Make ``folder``/examples hold the run's pages, and the links of the executed ``notebook`` lead there.
 
-    ``folder`` and that of the notebook lie side by side, as figures/ and notebooks/ do.
+    ``folder`` and that of the notebook lie side by side, as figures/ and notebooks/ do. The code cells are numbered
+    anew: the cell in which papermill gave the parameters of the run is not in the published notebook.
     """
-    there, notebook = Path(folder) / FOLDER, Path(notebook)
+    there = Path(folder) / FOLDER
     there.mkdir(parents=True, exist_ok=True)
     pages = {path.name: path.read_text(encoding="utf-8") for path in sorted((run.results / FOLDER).glob("*.md"))}
     for old in there.iterdir():
@@ -83,7 +85,15 @@ def publish(run: Run, folder: str | Path, notebook: str | Path) -> None:
     for name, text in pages.items():
         write_text(there / name, text)
     before, after = (f"](../{parent}/{FOLDER}/" for parent in (run.results.name, Path(folder).name))
-    write_text(notebook, notebook.read_text(encoding="utf-8").replace(before, after))
+    book = nbformat.read(notebook, 4)
+    for number, cell in enumerate((cell for cell in book.cells if cell.cell_type == "code"), start=1):
+        cell.execution_count = number
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output["execution_count"] = number
+            if text := output.get("data", {}).get("text/markdown"):
+                output["data"]["text/markdown"] = text.replace(before, after)
+    write_text(notebook, f"{nbformat.writes(book)}\n")
 
 
 def one_episode(cells: str | Path, episodes: pd.DataFrame) -> str:

@@ -107,11 +107,16 @@ def test_every_cause_that_occurs_has_a_page_that_its_link_leads_to(played):
 def test_published_links_lead_to_the_published_pages(played, tmp_path):
     run, _, failures = played
     text = excerpts.write_examples(run, failures, run.folder / "evaluations")
+    shown = nbformat.v4.new_output("execute_result", {"text/markdown": text}, execution_count=3)
+    cells = [nbformat.v4.new_markdown_cell("A"), nbformat.v4.new_code_cell("1", execution_count=1)]
+    cells += [nbformat.v4.new_code_cell("2", execution_count=3, outputs=[shown])]  # 2 was the injected parameters'
     notebook = tmp_path / "notebooks" / "05.ipynb"
-    write_text(notebook, text)
+    write_text(notebook, nbformat.writes(nbformat.v4.new_notebook(cells=cells)))
     write_text(tmp_path / "figures" / "examples" / "of-an-earlier-run.md", "")
     excerpts.publish(run, tmp_path / "figures", notebook)
-    links = LINK.findall(notebook.read_text(encoding="utf-8"))
+    _, first, second = nbformat.read(notebook, 4).cells
+    assert [first.execution_count, second.execution_count, second.outputs[0].execution_count] == [1, 2, 2]
+    links = LINK.findall(second.outputs[0].data["text/markdown"])
     found = {(notebook.parent / link).resolve() for link in links}
     assert len(links) == len(text.splitlines())
     assert found == {path.resolve() for path in (tmp_path / "figures" / "examples").iterdir()}
