@@ -16,9 +16,10 @@ import math
 import pandas as pd
 
 from knapsack.metrics import MODELS, RUNTIMES, cell_table
-from knapsack.report import number, overview
+from knapsack.report import overview
 from knapsack.runtime import KINDS
 from knapsack.statistics import mean_interval, ratio_interval, share_interval
+from knapsack.tables import Table, between, markdown, number
 
 LEANS, ANEW, UNDECIDED = "leans", "writes anew", "undecided"
 VERDICTS = {  # by the outcomes in the persistent and the stateless runtime
@@ -113,10 +114,10 @@ def model_card(
     return CARD.format(
         model=model,
         overview=overview(own) + (f" Not played in the {' or '.join(missing)} runtime." if missing else ""),
-        cells=_markdown(rows),
+        cells=markdown(Table(pd.DataFrame(rows), "")),
         verdict=verdict(uses[model]),
         reasons=" ".join(reasons),
-        habits=_markdown([_habits(name, counts) for name, counts in uses.items()]),
+        habits=markdown(Table(pd.DataFrame([_habits(*use) for use in uses.items()]), "")),
         rule="".join(f"* {one}, {other}: {said}\n" for (one, other), said in VERDICTS.items()),
     )
 
@@ -133,14 +134,14 @@ def _cell(row: dict, own: pd.DataFrame, mine: pd.DataFrame, n_resamples: int, se
         "runtime": row["runtime"],
         "n": number(row["n"]),
         "unscored": number(row["unscored"]),
-        "score %": _between(row["score_mean"], row["score_low"], row["score_high"], 100, 1),
+        "score %": between(row["score_mean"], row["score_low"], row["score_high"], 1, 100) or "–",
         "solved %": number(100 * row["solved"], 1) or "–",
         "turns": number(row["turns"], 1) or "–",
-        "total tokens": _between(row["total_tokens"], *tokens),
+        "total tokens": between(row["total_tokens"], *tokens) or "–",
         "misses a name %": _share(int((done["missing_bindings"] > 0).sum()), len(done)),
         "hits the cap %": _share(int((done["cap_hits"] > 0).sum()), len(done)),
         "later turns": number(len(later)),
-        "of them lean %": _between(*lean, 100),
+        "of them lean %": between(*lean, scale=100) or "–",
     }
 
 
@@ -164,16 +165,4 @@ def _reason(kind: str, n: int, leans: int, anew: int) -> str:
 
 
 def _share(count: int, n: int) -> str:
-    return _between(count / n if n else math.nan, *share_interval(count, n), 100)
-
-
-def _between(value: float, low: float, high: float, scale: float = 1, digits: int = 0) -> str:
-    if math.isnan(value):
-        return "–"
-    ends = "" if math.isnan(low) else f" [{number(scale * low, digits)}–{number(scale * high, digits)}]"
-    return number(scale * value, digits) + ends
-
-
-def _markdown(rows: list[dict[str, str]]) -> str:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return between(count / n if n else math.nan, *share_interval(count, n), scale=100) or "–"

@@ -24,7 +24,7 @@ import pandas as pd
 
 from knapsack import statistics, tables
 from knapsack.equivalence import LEVEL, MARGIN, equivalence
-from knapsack.files import write_text
+from knapsack.files import write_folder, write_text
 from knapsack.intervals import ratio_interval, share_difference, share_interval
 from knapsack.plotting import cell_name
 from knapsack.runs import Run
@@ -299,11 +299,6 @@ def summary(table: pd.DataFrame) -> str:
     return f"Of {len(table)} claims, each on one split or on the training traces, {tables.listed(told)}."
 
 
-def write_claims(run: Run, table: pd.DataFrame) -> str:
-    """Write ``results/claims.csv`` and the tables; returns the Markdown."""
-    return tables.save(run, "claims", claims_shown(table), table)
-
-
 def readme_block(table: pd.DataFrame) -> str:
     """What README shows of ``claims_table``: the summary and the table without its last column."""
     shown = claims_shown(table)
@@ -331,10 +326,5 @@ def publish(run: Run, folder: str | Path, readme: str | Path) -> None:
         raise ValueError(f"{readme} needs the lines {START} and {END}")
     kept = {path.name: path.read_text(encoding="utf-8") for path in sorted(run.tables.iterdir())}
     kept["claims.csv"] = source.read_text(encoding="utf-8")
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
-        if old.name not in kept:
-            old.unlink()
-    for name, text in kept.items():
-        write_text(folder / name, text)
+    write_folder(folder, kept)
     write_text(readme, f"{before}{readme_block(read_claims(source))}{after}")

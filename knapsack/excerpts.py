@@ -9,7 +9,7 @@ import pandas as pd
 
 from knapsack.agent import Turn
 from knapsack.failures import CAUSES
-from knapsack.files import write_text
+from knapsack.files import write_folder, write_text
 from knapsack.plotting import cell_name
 from knapsack.runs import Run
 from knapsack.runtime import KINDS
@@ -46,16 +46,12 @@ def write_examples(run: Run, failures: pd.DataFrame, cells: str | Path) -> str:
     ``failures`` is that of ``conduct.read_conduct``, ``cells`` the folder of the cells. The episode is the first in
     the table, one of a trained model if there is one. The links lead from a folder in the run, such as notebooks.
     """
-    folder = run.results / FOLDER
-    for old in folder.glob("*.md"):
-        old.unlink()
-    lines = []
+    lines, pages = [], {}
     for cause in CAUSES:
         own = failures[failures["cause"] == cause]
         trained = own[own["model"].isin(KINDS)]
         for row in (own if trained.empty else trained).head(1).to_dict("records"):
-            cell = "_".join((row["model"], row["runtime"], row["split"]))
-            path = trace_path(Path(cells) / cell, row["task_id"])
+            path = _path(cells, row)
             trace = read_trace(path)
             where = f"{cell_name(row['model'], row['runtime'])}, {row['split']}, task {row['task_id']}"
             head = (
@@ -65,8 +61,9 @@ def write_examples(run: Run, failures: pd.DataFrame, cells: str | Path) -> str:
                 f"`knapsack/failures.py`. The trace is `{path.relative_to(Path(cells).parent).as_posix()}`."
             )
             name = f"{cause.replace(' ', '-')}.md"
-            write_text(folder / name, page(trace, f"{cause.capitalize()}: {where}", head, row["turn"]))
+            pages[name] = page(trace, f"{cause.capitalize()}: {where}", head, row["turn"])
             lines.append(f"* **{cause}**: [{where}](../{run.results.name}/{FOLDER}/{name}), turn {row['turn'] + 1}\n")
+    write_folder(run.results / FOLDER, pages)
     return "".join(lines)
 
 
@@ -76,14 +73,8 @@ def publish(run: Run, folder: str | Path, notebook: str | Path) -> None:
     ``folder`` and that of the notebook lie side by side, as figures/ and notebooks/ do. The code cells are numbered
     anew: the cell in which papermill gave the parameters of the run is not in the published notebook.
     """
-    there = Path(folder) / FOLDER
-    there.mkdir(parents=True, exist_ok=True)
     pages = {path.name: path.read_text(encoding="utf-8") for path in sorted((run.results / FOLDER).glob("*.md"))}
-    for old in there.iterdir():
-        if old.name not in pages:
-            old.unlink()
-    for name, text in pages.items():
-        write_text(there / name, text)
+    write_folder(Path(folder) / FOLDER, pages)
     before, after = (f"](../{parent}/{FOLDER}/" for parent in (run.results.name, Path(folder).name))
     book = nbformat.read(notebook, 4)
     for number, cell in enumerate((cell for cell in book.cells if cell.cell_type == "code"), start=1):
@@ -106,7 +97,7 @@ def one_episode(cells: str | Path, episodes: pd.DataFrame) -> str:
         return "No episode is completed."
     missed = by_length[by_length["missing_bindings"] > 0]
     row = missed.iloc[0] if len(missed) else by_length.iloc[-1]
-    trace = read_trace(trace_path(Path(cells) / "_".join((row["model"], row["runtime"], row["split"])), row["task_id"]))
+    trace = read_trace(_path(cells, row))
     errors = [turn.observation is not None and turn.observation.missing_binding for turn in trace.turns]
     middle = errors.index(True) if True in errors else 1
     head = (
@@ -115,6 +106,11 @@ def one_episode(cells: str | Path, episodes: pd.DataFrame) -> str:
     )
     turns = sorted({0, middle - 1, middle, middle + 1} & set(range(len(trace.turns))))
     return f"{head}\n\n{_fenced(trace.messages[1]['content'])}\n\n{excerpt(trace, turns)}"
+
+
+def _path(cells: str | Path, row: dict | pd.Series) -> Path:
+    """The trace of a row of a table of episodes."""
+    return trace_path(Path(cells) / "_".join((row["model"], row["runtime"], row["split"])), row["task_id"])
 
 
 def _told(turn: Turn) -> tuple[str, str]:

@@ -53,6 +53,16 @@ def write_text(path: str | Path, text: str) -> None:
         raise unwritable(path, error) from error
 
 
+def write_folder(folder: str | Path, texts: dict[str, str]) -> None:
+    """Make ``folder`` hold exactly these files, name → text; raises what ``write_text`` raises."""
+    for old in Path(folder).glob("*"):
+        if old.name not in texts:
+            old.unlink()
+    for name, text in texts.items():
+        write_text(Path(folder) / name, text)
+
+
+
 def as_json(value: object) -> str:
     """``value`` as JSON text with sorted keys, so that equal values give equal bytes."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

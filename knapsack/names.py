@@ -42,12 +42,6 @@ def bound_names(code: str) -> frozenset[str]:
     return frozenset() if names is None else names.bound
 
 
-def needed_names(code: str, earlier: frozenset[str]) -> frozenset[str]:
-    """Those of ``earlier`` (bound by earlier turns) that the block reads before it binds them; none if unparsable."""
-    names = block_names(code)
-    return frozenset() if names is None else names.free & earlier
-
-
 class _Reader(ast.NodeVisitor):
     """Walks one scope in the order of execution.
 

@@ -39,7 +39,7 @@ def rows(markdown: str) -> list[dict[str, str]]:
             heading = None
         elif heading is None:
             heading = values
-        elif values[0] != "---":
+        elif not values[0].startswith("---"):
             found.append(dict(zip(heading, values, strict=True)))
     return found
 

@@ -18,6 +18,7 @@ from knapsack.files import (
     read_json,
     read_sealed,
     write_digests,
+    write_folder,
     write_json,
     write_sealed,
     write_text,
@@ -162,3 +163,9 @@ def test_digests_tell_which_file_changed(tmp_path):
     with pytest.raises(CorruptFileError, match="a is missing; do it"):
         check_digest(tmp_path / "a", known["a"], "do it")
     assert read_digests(tmp_path / "elsewhere", "do it") == {}
+
+
+def test_a_folder_holds_exactly_what_was_written(tmp_path):
+    write_folder(tmp_path / "x", {"a.md": "1", "b.md": "2"})
+    write_folder(tmp_path / "x", {"b.md": "3"})
+    assert {path.name: path.read_text() for path in (tmp_path / "x").iterdir()} == {"b.md": "3"}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from knapsack.names import block_names, bound_names, needed_names
+from knapsack.names import block_names, bound_names
 
 EARLIER = frozenset(("x", "y", "ids", "seen", "left", "f", "json", "e", "i"))
 
@@ -54,16 +54,10 @@ EARLIER = frozenset(("x", "y", "ids", "seen", "left", "f", "json", "e", "i"))
         ("match x:\n    case 1: y = 1\nprint(y)", "x y"),
         ("print(f'{x!r:>{y}}')", "x y"),
         ("finish()", ""),
-        ("x = (", ""),
     ],
 )
 def test_needed_are_the_names_read_before_they_are_bound(code, needed):
-    assert needed_names(code, EARLIER) == frozenset(needed.split())
-
-
-def test_only_names_of_earlier_turns_are_needed():
-    assert needed_names("print(x, y)", frozenset("y")) == {"y"}
-    assert needed_names("print(x)", frozenset()) == frozenset()
+    assert (block_names(code).free & EARLIER) == frozenset(needed.split())
 
 
 @pytest.mark.parametrize(
@@ -90,11 +84,11 @@ def test_bound_are_the_names_that_the_block_leaves(code, bound):
 
 @pytest.mark.parametrize("code", ["x = (", "x\0", "-" * 100_000 + "x", "(" * 1000])
 def test_what_is_no_code_has_no_names(code):
-    assert block_names(code) is None and bound_names(code) == needed_names(code, EARLIER) == frozenset()
+    assert block_names(code) is None and bound_names(code) == frozenset()
 
 
 def test_nested_functions_take_no_exponential_time():
-    assert needed_names("lambda: " * 60 + "x", EARLIER) == {"x"}
+    assert (block_names("lambda: " * 60 + "x").free & EARLIER) == {"x"}
 
 
 class Anything:
@@ -208,10 +202,10 @@ def used(code: str, choices: list[bool]) -> set[str]:
 @settings(max_examples=100, deadline=None)
 @given(blocks(False))
 def test_without_branches_the_syntax_tells_what_running_uses(code):
-    assert needed_names(code, frozenset(NAMES)) == used(code, [])
+    assert (block_names(code).free & frozenset(NAMES)) == used(code, [])
 
 
 @settings(max_examples=100, deadline=None)
 @given(blocks(True), st.lists(st.booleans(), max_size=20))
 def test_with_branches_nothing_that_running_uses_is_missed(code, choices):
-    assert used(code, choices) <= needed_names(code, frozenset(NAMES))
+    assert used(code, choices) <= (block_names(code).free & frozenset(NAMES))
