@@ -125,7 +125,8 @@ table = table[table["model"].isin([*models, "teacher"]) & table["runtime"].isin(
 shown = ["n", "unscored", "score_mean", "score_low", "score_high", "solved", "turns"]
 shown += ["total_tokens", "score_per_1k_tokens", "missing_binding_rate", "cap_hit_rate"]
 by_cell = table.set_index(["split", "model", "runtime"])
-by_cell[shown].style.set_uuid("cells").format(precision=2).format(precision=0, subset=["n", "unscored", "total_tokens"], thousands=",")
+styled = by_cell[shown].style.set_uuid("cells").format(precision=2)
+styled.format(precision=0, subset=["n", "unscored", "total_tokens"], thousands=",")
 
 # %%
 display(Markdown(report.cells_said(table, splits)))
