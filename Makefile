@@ -65,7 +65,7 @@ $(UNSLOTH_READY): $(READY)
 	touch $(UNSLOTH_READY)
 
 test-unsloth: $(UNSLOTH_READY)  ## the tests that need Unsloth, on the CPU, in .venv-unsloth
-	.venv-unsloth/bin/python -m pytest -q tests/test_unsloth.py tests/test_unsloth_templates.py $(ARGS)
+	.venv-unsloth/bin/python -m pytest -q tests/gpu $(ARGS)
 
 lab: $(READY)  ## the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks
@@ -81,7 +81,7 @@ outputs: $(READY)  ## put the outputs and figures of the last run in runs/nano i
 	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='jupytext' \
 	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='language_info' runs/nano/notebooks/*.ipynb
 	$(BIN)/jupytext --quiet --update --to ipynb notebooks/*.py
-	$(BIN)/python -c "from knapsack import claims, excerpts, figures, runs; run = runs.open_run('runs/nano'); \
+	$(BIN)/python -c "from knapsack import runs; from knapsack.analysis import claims, excerpts, figures; run = runs.open_run('runs/nano'); \
 	  figures.publish(run, 'figures'); claims.publish(run, 'figures/tables', 'README.md'); \
 	  excerpts.publish(run, 'figures', 'notebooks/05_analysis.ipynb')"
 

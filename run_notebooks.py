@@ -35,8 +35,8 @@ try:
     from ipykernel.kernelspec import write_kernel_spec
     from nbclient.exceptions import DeadKernelError
 
-    from knapsack.checks import check_values, find_missing
     from knapsack.files import CorruptFileError, read_json
+    from knapsack.preflight.checks import check_values, find_missing
     from knapsack.runs import Run, open_run
 except ImportError as error:
     sys.exit(f"{error}: install first, with `make report` or `pip install -r requirements.lock && pip install -e .`")
@@ -171,7 +171,7 @@ def preview(run: Run, every: list[Step], chosen: list[Step], options: argparse.N
     check_values(parameters, names)
     missing, doubts = find_missing(profile, parameters, names, run.folder)
     if options.dry_run:
-        from knapsack.dry_run import describe
+        from knapsack.preflight.dry_run import describe
 
         if not options.fresh:
             check_unchanged(run, every)

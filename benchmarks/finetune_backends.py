@@ -44,7 +44,7 @@ def make_base(shape: str, changes: dict, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoTokenizer, Qwen3ForCausalLM
 
-    from knapsack import nano
+    from knapsack.nano import model as nano
 
     config = AutoConfig.from_pretrained(nano.base_folder())
     config.update((SHAPES[shape] or {}) | changes)
@@ -78,7 +78,7 @@ def make_rows(count: int, length: int, base: Path) -> list[dict]:
 
 def measure(backend: str, base: Path, folder: Path, options: argparse.Namespace) -> dict:
     """Seconds of each optimizer step, and the report of the training."""
-    from knapsack.backends import prepare_backend
+    from knapsack.gpu.backends import prepare_backend
 
     prepare_backend(backend, folder)
     import torch

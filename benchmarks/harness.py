@@ -21,8 +21,8 @@ from statistics import median
 
 from knapsack.agent import EpisodeSettings, Reply, episode, run_alone
 from knapsack.environment import KnapsackEnvironment
-from knapsack.interpreters import Outcome
 from knapsack.runtime import KINDS, Kind, Runtime, interpreter_pool
+from knapsack.sandbox import Outcome
 from knapsack.tasks import KnapsackConfig, sample_split, sample_task
 
 ENGINES = ("monty", "cpython-outside-container")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from knapsack.analysis.tables import Table, markdown, number
 from knapsack.files import read_json
 from knapsack.runs import Run
 from knapsack.runtime import KINDS
-from knapsack.tables import Table, markdown, number
 
 
 def times(folder: Path) -> dict:

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+from knapsack.chat_template import template_of
 from knapsack.files import (
     CorruptFileError,
     check_digest,
@@ -17,7 +18,6 @@ from knapsack.files import (
     write_text,
 )
 from knapsack.recipe import Recipe
-from knapsack.templates import template_of
 
 
 def check_adapter(output: str | Path, remedy: str = "run notebook 03 again") -> None:

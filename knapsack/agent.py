@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from knapsack import prompts
 from knapsack.environment import KnapsackEnvironment
-from knapsack.interpreters import InterpreterPool
 from knapsack.prompts import Detail, Message
 from knapsack.runtime import MAX_TOOL_CALLS, Kind, Observation, Runtime
+from knapsack.sandbox import InterpreterPool
 from knapsack.tasks import Task
 
 MAX_TURNS = 40  # paper, section 3

@@ -21,15 +21,15 @@ from types import SimpleNamespace
 from tqdm import tqdm
 
 from knapsack import agent, prompts, traces
-from knapsack.client import Client, ask_once
-from knapsack.endpoints import Endpoint, read_key
+from knapsack.endpoints.client import Client, ask_once
+from knapsack.endpoints.endpoint import Endpoint, read_key
+from knapsack.endpoints.reply_cache import ReplyCache
 from knapsack.files import CorruptFileError, digest, read_sealed, tell, write_sealed, writing
 from knapsack.prompts import Detail
-from knapsack.reply_cache import ReplyCache
 from knapsack.runs import Run
 from knapsack.runtime import Engine, Kind, interpreter_pool
 from knapsack.tasks import Task, read_tasks
-from knapsack.teachers import RuleTeacher
+from knapsack.teacher import RuleTeacher
 
 REMEDY = "start anew with --fresh, or choose another run_folder"
 

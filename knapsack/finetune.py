@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from knapsack.adapters import check_adapter, save_adapter
-from knapsack.backends import check_packages, prepare_backend
 from knapsack.files import CorruptFileError, file_digest, read_sealed, tell, write_sealed, writing
+from knapsack.gpu.backends import check_packages, prepare_backend
 from knapsack.recipe import Recipe
 from knapsack.training import train
 
@@ -73,7 +73,7 @@ def finetune(
     ``output``, and OSError, with what to do, if the disk is full or read-only.
     """
     output, backend = Path(output), prepare_backend(backend, output)
-    from knapsack import nano  # needs transformers, which a back end may have to change first
+    from knapsack.nano import model as nano  # needs transformers, which a back end may have to change first
 
     folder = nano.base_folder() if base == "nano" else Path(base).expanduser()
     recipe_json = json.loads(json.dumps(asdict(recipe)))

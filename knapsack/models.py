@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
-from knapsack import nano, prompts
+from knapsack import prompts
 from knapsack.agent import ContextFull, Reply
+from knapsack.chat_template import encoder_of
+from knapsack.nano import model as nano
 from knapsack.prompts import Message
-from knapsack.templates import encoder_of
 
 PREFILL_STEP = 32  # prompts are padded to multiples of this: few shapes, for which kernels are prepared once
 PREFILL_MOST = 2048  # tokens read at once: attention may take memory for heads × these × all tokens before them

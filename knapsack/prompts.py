@@ -8,9 +8,9 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+from knapsack.chat_template import encoder_of
 from knapsack.runtime import KINDS, Kind, Observation
 from knapsack.tasks import Task
-from knapsack.templates import encoder_of
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 Detail = Literal["full", "compact"]

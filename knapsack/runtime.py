@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal, Self
 
-from knapsack.interpreters import ENGINES, Engine, InterpreterError, InterpreterPool, interpreter_pool
+from knapsack.sandbox import ENGINES, Engine, InterpreterError, InterpreterPool, interpreter_pool
 
 __all__ = ["ENGINES", "KINDS", "RUNTIME_KINDS", "InterpreterError", "Observation", "Runtime", "interpreter_pool"]
 

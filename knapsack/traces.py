@@ -23,10 +23,10 @@ from knapsack.files import (
     write_sealed,
     write_text,
 )
-from knapsack.interpreters import InterpreterPool
 from knapsack.names import bound_names
 from knapsack.prompts import Message
 from knapsack.runtime import Observation
+from knapsack.sandbox import InterpreterPool
 from knapsack.tasks import Task
 
 SCHEMA = 1  # of the details

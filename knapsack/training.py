@@ -7,9 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-from knapsack import backends, batches
+from knapsack import batches
 from knapsack.adapters import last_checkpoint
 from knapsack.files import file_digest, unwritable, write_digests
+from knapsack.gpu import backends
 from knapsack.recipe import Recipe
 
 

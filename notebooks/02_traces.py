@@ -50,10 +50,11 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown, display
 
-from knapsack import excerpts, models, report, tables, traces
-from knapsack.endpoints import read_endpoint
+from knapsack import models, traces
+from knapsack.analysis import comparisons, excerpts, tables
+from knapsack.endpoints.endpoint import read_endpoint
 from knapsack.evaluate import Cell, Settings, evaluate
-from knapsack.plan import estimate_requests, spending_sentence
+from knapsack.preflight.tokens import estimate_requests, spending_sentence
 from knapsack.runs import open_run
 from knapsack.runtime import KINDS
 from knapsack.tasks import read_tasks
@@ -146,7 +147,7 @@ for kind, side in zip(KINDS, zip(*kept[:n_pairs], strict=True), strict=True):
 # %%
 facts = pd.DataFrame([fact for pair in kept[:n_pairs] for fact in tables.training_facts(pair, tokenizer)])
 display(Markdown(tables.markdown(tables.table_one(tables.TrainingTraces(facts, n_train, len(kept))))))
-display(Markdown(report.twins_said(facts)))
+display(Markdown(comparisons.twins_said(facts)))
 
 # %%
 figure, axis = plt.subplots(figsize=(7, 2.6))

@@ -47,7 +47,7 @@ evaluations: int = 5  # validations, spread over the training
 import time
 from dataclasses import asdict
 
-from knapsack.backends import prepare_backend
+from knapsack.gpu.backends import prepare_backend
 from knapsack.runs import open_run
 
 started = time.monotonic()
@@ -60,9 +60,10 @@ import seaborn as sns
 from IPython.display import Markdown, display
 from transformers.utils.logging import disable_progress_bar
 
-from knapsack import models, nano
+from knapsack import models
 from knapsack.batches import tokenize_rows
 from knapsack.finetune import Recipe, finetune
+from knapsack.nano import model as nano
 from knapsack.runtime import KINDS
 from knapsack.training_data import read_rows
 

@@ -51,12 +51,12 @@ import time
 import pandas as pd
 from IPython.display import Markdown, display
 
-from knapsack import excerpts, metrics, report
-from knapsack.card import model_card
-from knapsack.endpoints import read_served
+from knapsack.analysis import comparisons, excerpts, metrics
+from knapsack.analysis.card import model_card
+from knapsack.endpoints.endpoint import read_served
 from knapsack.evaluate import Cell, Settings, evaluate
 from knapsack.files import write_text
-from knapsack.plan import estimate_requests, spending_sentence
+from knapsack.preflight.tokens import estimate_requests, spending_sentence
 from knapsack.runs import open_run
 from knapsack.runtime import KINDS
 from knapsack.tasks import read_tasks
@@ -129,7 +129,7 @@ styled = by_cell[shown].style.set_uuid("cells").format(precision=2)
 styled.format(precision=0, subset=["n", "unscored", "total_tokens"], thousands=",")
 
 # %%
-display(Markdown(report.cells_said(table, splits)))
+display(Markdown(comparisons.cells_said(table, splits)))
 
 # %% [markdown]
 # ## The card of a model

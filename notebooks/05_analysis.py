@@ -39,7 +39,18 @@ import time
 import pandas as pd
 from IPython.display import Markdown, display
 
-from knapsack import claims, conduct, excerpts, figures, metrics, report, several_runs, stability, statistics, tables
+from knapsack.analysis import (
+    claims,
+    comparisons,
+    conduct,
+    excerpts,
+    figures,
+    metrics,
+    several_runs,
+    stability,
+    statistics,
+    tables,
+)
 from knapsack.runs import open_run
 
 started = time.perf_counter()
@@ -62,7 +73,7 @@ def show(name: str, table: tables.Table, numbers: pd.DataFrame | None = None, ot
 # %%
 episodes, cells = metrics.write_results(run, n_resamples, seed, folder)
 turns = pd.read_csv(run.results / "turns.csv", dtype={"task_id": str})
-display(Markdown(report.overview(episodes)))
+display(Markdown(comparisons.overview(episodes)))
 cells.groupby("split", sort=False)[["n", "unscored"]].sum()
 
 # %% [markdown]
@@ -128,7 +139,7 @@ display(*figures.shown(drawn["train_runtime_matrix"]))
 none = "No two cells that the study compares were played."
 tests = statistics.tests_table(episodes, n_resamples, seed)
 metrics.write_csv(run.results / "tests.csv", tests)
-show("tests_score", report.tests_shown(tests, "score"), otherwise=none)
+show("tests_score", comparisons.tests_shown(tests, "score"), otherwise=none)
 
 # %% [markdown]
 # A score near the optimum is not the optimum. *Solved* asks for the latter, and only the tasks that one cell solved and
@@ -137,7 +148,7 @@ show("tests_score", report.tests_shown(tests, "score"), otherwise=none)
 # %%
 shares = statistics.shares_table(episodes)
 metrics.write_csv(run.results / "shares.csv", shares)
-show("tests_solved", report.shares_shown(shares, "solved"), otherwise=none)
+show("tests_solved", comparisons.shares_shown(shares, "solved"), otherwise=none)
 
 # %% [markdown]
 # ## Is there *no* difference?
@@ -147,8 +158,8 @@ show("tests_solved", report.shares_shown(shares, "solved"), otherwise=none)
 
 # %%
 equal = statistics.equivalence_table(episodes, margin, n_resamples, seed)
-show("equivalence", report.equivalence_shown(equal), equal, none)
-display(Markdown(report.power_sentence(equal)))
+show("equivalence", comparisons.equivalence_shown(equal), equal, none)
+display(Markdown(comparisons.power_sentence(equal)))
 
 # %% [markdown]
 # Each dot is a task: what the mean of a difference is made of.
@@ -165,14 +176,14 @@ display(*figures.shown(drawn["paired_differences"]))
 # %%
 interactions = statistics.interactions_table(episodes, n_resamples, seed)
 apart = "No task was scored in all four cells of a split."
-show("interactions", report.interactions_shown(interactions), interactions, apart)
+show("interactions", comparisons.interactions_shown(interactions), interactions, apart)
 
 # %% [markdown]
 # How near the models come to what they learned from: a small model that falls far behind its teacher says less.
 
 # %%
-against = report.against_teacher(episodes, n_resamples, seed)
-show("against_teacher", report.teacher_shown(against), against, "No trained model was played beside its teacher.")
+against = comparisons.against_teacher(episodes, n_resamples, seed)
+show("against_teacher", comparisons.teacher_shown(against), against, "No trained model was played beside its teacher.")
 
 # %% [markdown]
 # # Cost and stability
@@ -193,7 +204,7 @@ display(*figures.shown(drawn["cost_quality"]))
 ratios = stability.ratios_table(episodes, n_resamples, seed)
 lone = "There is no ratio without P→P and another cell of the two trained models."
 show("ratios", stability.ratios_shown(ratios), ratios, lone)
-show("tests_tokens", report.tests_shown(tests, "total_tokens"), otherwise=none)
+show("tests_tokens", comparisons.tests_shown(tests, "total_tokens"), otherwise=none)
 
 # %% [markdown]
 # Where in an episode they are spent, and how unevenly: a mean may be made by a few long episodes.
@@ -211,7 +222,7 @@ show("spread", stability.spread_shown(spread), spread)
 
 # %%
 display(*figures.shown(drawn["missing_bindings"]))
-show("tests_missing", report.shares_shown(shares, "missing_binding"), otherwise=none)
+show("tests_missing", comparisons.shares_shown(shares, "missing_binding"), otherwise=none)
 
 # %% [markdown]
 # An error costs little if the next block makes up for it, and everything if it comes again and again.
@@ -265,11 +276,11 @@ if more_runs:
 # # The paper's claims
 #
 # For each claim of the paper its number there, the estimate here, and a verdict by rule (the head of
-# `knapsack/claims.py` has them in full). An effect is *reproduced* if its interval lies on the claimed side, *in
-# size* if it holds the paper's number as well, and *not reproduced* if it lies on the other side, or rules the paper's
-# number out without showing any effect. *No difference* is reproduced if the cells are shown to be the same within the
-# margin, and not if they differ significantly. All else these tasks cannot tell. Verdicts are not corrected for their
-# number.
+# `knapsack/analysis/claims.py` has them in full). An effect is *reproduced* if its interval lies on the claimed side,
+# *in size* if it holds the paper's number as well, and *not reproduced* if it lies on the other side, or rules the
+# paper's number out without showing any effect. *No difference* is reproduced if the cells are shown to be the same
+# within the margin, and not if they differ significantly. All else these tasks cannot tell. Verdicts are not
+# corrected for their number.
 
 # %%
 table = claims.claims_table(episodes, tests, trained.facts if trained else None, margin, n_resamples, seed)

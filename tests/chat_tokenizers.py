@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from knapsack.templates import TEMPLATES
+from knapsack.chat_template import TEMPLATES
 
 MERGES = [("a", "b"), ("u", "s"), ("us", "e"), ("use", "r"), ("i", "n")]
 LLAMA_3 = [*TEMPLATES["llama-3"].controls, "<|end_of_text|>", "<|eom_id|>", "<|python_tag|>"]

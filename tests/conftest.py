@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-CHECKOUT = Path(__file__).resolve().parent.parent
+from places import CHECKOUT
 
 # Two cores: a thread pool per library and per process only makes them wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

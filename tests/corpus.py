@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from places import EXAMPLES
+
 from knapsack import agent
-from knapsack.interpreters import InterpreterPool
+from knapsack.sandbox import InterpreterPool
 from knapsack.tasks import KnapsackConfig, Task, read_tasks, sample_task
-from knapsack.teachers import RuleTeacher
+from knapsack.teacher import RuleTeacher
 
 HERE = Path(__file__).parent
-EXAMPLES = HERE.parent.parent / "shared" / "reference" / "examples"
 TASK = sample_task(7, KnapsackConfig.easy())  # what single blocks are run on
 
 

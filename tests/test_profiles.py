@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import run_notebooks
-from knapsack.sizes import Shape
+from knapsack.preflight.sizes import Shape
 from knapsack.tasks import preset
 
 STEPS = ["01_generate", "02_traces", "03_finetune", "04_evaluate", "05_analysis"]

@@ -11,16 +11,17 @@ import numpy as np
 import papermill
 import pytest
 import scripted
+from places import EXAMPLES
 from published_schema import inconsistencies, problems, task_inconsistencies
 
-from knapsack import metrics, tasks, traces, training_data
+from knapsack import tasks, traces, training_data
 from knapsack.agent import ContextFull, EpisodeSettings, Reply, episode, run_alone
+from knapsack.analysis import metrics
 from knapsack.files import CorruptFileError, read_json, write_json
 from knapsack.runs import Run
 from knapsack.runtime import RUNTIME_KINDS
 from knapsack.tasks import Task, preset, sample_task, write_tasks
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "shared" / "reference" / "examples"
 published = pytest.mark.skipif(not EXAMPLES.exists(), reason="the published examples are not on this machine")
 
 

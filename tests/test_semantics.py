@@ -14,8 +14,8 @@ from scripted import CONFIG, block, small_task
 
 from knapsack import agent, prompts
 from knapsack.environment import KnapsackEnvironment
-from knapsack.interpreters import InterpreterPool
 from knapsack.runtime import KINDS, RUNTIME_KINDS, Observation, Runtime, interpreter_pool
+from knapsack.sandbox import InterpreterPool
 from knapsack.tasks import Item, KnapsackConfig, Task, sample_task
 
 TASK = small_task()

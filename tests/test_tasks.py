@@ -15,6 +15,7 @@ import pytest
 from damage import HOW, damage
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import CHECKOUT, EXAMPLES
 
 from knapsack.files import CorruptFileError, FolderInUseError, write_json, writing
 from knapsack.tasks import (
@@ -32,8 +33,6 @@ from knapsack.tasks import (
     write_tasks,
 )
 
-ROOT = Path(__file__).parent.parent
-EXAMPLES = ROOT.parent / "shared" / "reference" / "examples"
 EASY = KnapsackConfig.easy()
 needs_examples = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the published example files are not at hand")
 
@@ -47,7 +46,7 @@ print(json.dumps([sample_task(seed, PRESETS[name]()).to_json() for name in sorte
 def texts_in_another_process(hash_seed: str) -> str:
     environment = os.environ | {"PYTHONHASHSEED": hash_seed}
     command = [sys.executable, "-c", PROGRAM]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=CHECKOUT, env=environment).stdout
 
 
 def test_same_bytes_in_every_process():

@@ -11,7 +11,7 @@ import socket
 import sys
 from pathlib import Path
 
-from knapsack.backends import load, prepare_backend
+from knapsack.gpu.backends import load, prepare_backend
 
 
 def refuse(*arguments, **_):

@@ -1,0 +1,168 @@
+"""The card of a model: quality, cost and errors in each runtime, and the runtime that it behaves as if trained for.
+
+**The verdict.** In each episode the first turn that says anything about the model's habit is looked at: it *leans* if
+it reads a name of an earlier turn before it binds it, and *writes anew* if it binds such a name without reading it
+(``metrics``: names_needed, names_bound_again). The first, because no error of a vanished name has answered the habit
+yet: later turns repair it, most of all in the stateless runtime, and a long episode would count many times. Turns
+that do neither, as one that only calls ``finish()``, say nothing.
+
+A runtime's outcome is "leans" or "writes anew" if the 95 % Wilson interval of that share of all scored episodes lies
+above one half, and undecided otherwise; episodes that show neither count against both, so that a model that mostly
+fails before it gets there has no verdict.
+"""
+
+import math
+
+import pandas as pd
+
+from knapsack.analysis.comparisons import overview
+from knapsack.analysis.metrics import MODELS, RUNTIMES, cell_table
+from knapsack.analysis.statistics import mean_interval, ratio_interval, share_interval
+from knapsack.analysis.tables import Table, between, markdown, number
+from knapsack.runtime import KINDS
+
+LEANS, ANEW, UNDECIDED = "leans", "writes anew", "undecided"
+VERDICTS = {  # by the outcomes in the persistent and the stateless runtime
+    (LEANS, LEANS): "as if trained for the persistent runtime",
+    (ANEW, ANEW): "as if trained for the stateless runtime",
+    (LEANS, ANEW): "adapts to the runtime that it is told",
+    (ANEW, LEANS): "contrary to the runtime that it is told",
+}
+CARD = """# Card of `{model}`
+
+{overview}
+
+{cells}
+Brackets are 95 % intervals: of means from resampled episodes, of shares of episodes by Wilson's formula; without
+spread, no resample differed. An episode *misses a name* if a block uses one that an earlier turn bound and that is
+gone; it *hits the cap* if a turn wants more tool calls than are allowed. A *later turn* has code that parses, after a
+turn that bound names; it *leans* if it reads such a name before it binds it, so that it needs an interpreter that kept
+it (interval from resampled episodes). "–": there is no such episode or turn.
+
+## Which runtime it behaves as if trained for
+
+**Verdict: {verdict}.** {reasons}
+
+{habits}
+In each episode the first turn that tells is counted: it *leans*, or it *writes anew*, binding without reading it a
+name that an earlier block had bound, one that ended without an error. What comes after may answer an error.
+An episode without such a turn counts for neither. The outcome in a runtime is that whose share of all scored episodes
+has its whole interval above one half. The outcomes in the persistent and in the stateless runtime give the verdict:
+
+{rule}"""
+
+
+def first_uses(episodes: pd.DataFrame, turns: pd.DataFrame, model: str) -> pd.DataFrame:
+    """Per runtime that ``model`` completed episodes in: n of them, and how many first lean or first write anew.
+
+    Index: runtime; columns: n, leans, anew (integers). Splits are pooled.
+    """
+    done = episodes[(episodes["model"] == model) & (episodes["status"] == "completed")]
+    later = later_turns(turns[turns["model"] == model])
+    telling = later[(later["names_needed"] > 0) | (later["names_bound_again"] > 0)].sort_values("turn", kind="stable")
+    first = telling.drop_duplicates(["runtime", "split", "task_id"])
+    counted = pd.DataFrame(
+        {
+            "n": done["runtime"].value_counts(),
+            "leans": first.loc[first["names_needed"] > 0, "runtime"].value_counts(),
+            "anew": first.loc[first["names_needed"] == 0, "runtime"].value_counts(),
+        }
+    )
+    played = [runtime for runtime in RUNTIMES if runtime in counted.index]
+    return counted.reindex(played).fillna(0).astype(int)
+
+
+def later_turns(turns: pd.DataFrame) -> pd.DataFrame:
+    """The turns with code that parses, after a turn of the episode that bound a name."""
+    return turns[(turns["names_bound"] > 0) & turns["names_needed"].notna()]
+
+
+def outcome(n: int, leans: int, anew: int) -> str:
+    """LEANS or ANEW if the interval of that share of n episodes lies above one half, else UNDECIDED."""
+    for name, count in ((LEANS, leans), (ANEW, anew)):
+        if share_interval(count, n)[0] > 0.5:
+            return name
+    return UNDECIDED
+
+
+def verdict(uses: pd.DataFrame) -> str:
+    """The verdict from ``first_uses``: one of VERDICTS, "undecided", or which runtime is missing."""
+    missing = [kind for kind in KINDS if kind not in uses.index]
+    if missing:
+        return f"unknown, without a scored episode in the {' or '.join(missing)} runtime"
+    return VERDICTS.get(tuple(outcome(*uses.loc[kind]) for kind in KINDS), UNDECIDED)
+
+
+def model_card(
+    episodes: pd.DataFrame, turns: pd.DataFrame, model: str, n_resamples: int = 5000, seed: int = 0
+) -> str:
+    """The card of ``model`` as Markdown, from the tables of ``metrics.read_cells``.
+
+    The other models of the tables appear for comparison of habits only. Raises ValueError for a model without any
+    episode, naming those that are there.
+    """
+    models = list(dict.fromkeys(episodes["model"]))
+    if model not in models:
+        raise ValueError(f"there is no episode of the model {model!r}; there are: {', '.join(map(repr, models))}")
+    own = episodes[episodes["model"] == model]
+    uses = {model: first_uses(episodes, turns, model)}
+    uses |= {name: first_uses(episodes, turns, name) for name in MODELS if name in models and name != model}
+    missing = [kind for kind in KINDS if kind not in set(own["runtime"])]
+    mine = turns[turns["model"] == model]
+    rows = [_cell(row, own, mine, n_resamples, seed) for row in cell_table(own, n_resamples, seed).to_dict("records")]
+    reasons = [_reason(kind, *uses[model].loc[kind]) for kind in KINDS if kind in uses[model].index]
+    return CARD.format(
+        model=model,
+        overview=overview(own) + (f" Not played in the {' or '.join(missing)} runtime." if missing else ""),
+        cells=markdown(Table(pd.DataFrame(rows), "")),
+        verdict=verdict(uses[model]),
+        reasons=" ".join(reasons),
+        habits=markdown(Table(pd.DataFrame([_habits(*use) for use in uses.items()]), "")),
+        rule="".join(f"* {one}, {other}: {said}\n" for (one, other), said in VERDICTS.items()),
+    )
+
+
+def _cell(row: dict, own: pd.DataFrame, mine: pd.DataFrame, n_resamples: int, seed: int) -> dict[str, str]:
+    """A row of the table of cells, as text."""
+    done = own[(own["runtime"] == row["runtime"]) & (own["split"] == row["split"]) & (own["status"] == "completed")]
+    tokens = mean_interval(done["total_tokens"].to_numpy(float), n_resamples, seed)
+    later = later_turns(mine[(mine["runtime"] == row["runtime"]) & (mine["split"] == row["split"])])
+    counts = (later["names_needed"] > 0).groupby(later["task_id"]).agg(["sum", "count"])
+    lean = ratio_interval(counts["sum"].to_numpy(), counts["count"].to_numpy(), n_resamples, seed)
+    return {
+        "split": row["split"],
+        "runtime": row["runtime"],
+        "n": number(row["n"]),
+        "unscored": number(row["unscored"]),
+        "score %": between(row["score_mean"], row["score_low"], row["score_high"], 1, 100) or "–",
+        "solved %": number(100 * row["solved"], 1) or "–",
+        "turns": number(row["turns"], 1) or "–",
+        "total tokens": between(row["total_tokens"], *tokens) or "–",
+        "misses a name %": _share(int((done["missing_bindings"] > 0).sum()), len(done)),
+        "hits the cap %": _share(int((done["cap_hits"] > 0).sum()), len(done)),
+        "later turns": number(len(later)),
+        "of them lean %": between(*lean, scale=100) or "–",
+    }
+
+
+def _habits(model: str, uses: pd.DataFrame) -> dict[str, str]:
+    """A row of the table of habits, as text."""
+    row = {"model": f"`{model}`"}
+    for kind in KINDS:
+        n, leans, anew = uses.loc[kind] if kind in uses.index else (0, 0, 0)
+        row[f"{kind}: n"] = number(n)
+        row |= {f"{kind}: leans %": _share(leans, n), f"{kind}: writes anew %": _share(anew, n)}
+    return row | {"verdict": verdict(uses) + (", by design" if model == "teacher" else "")}
+
+
+def _reason(kind: str, n: int, leans: int, anew: int) -> str:
+    found = outcome(n, leans, anew)
+    conclusion = "so the outcome is undecided" if found == UNDECIDED else f"so it {found}"
+    return (
+        f"In the {kind} runtime it first leans in {leans} and first writes anew in {anew} of {n} scored episodes, "
+        f"{conclusion}."
+    )
+
+
+def _share(count: int, n: int) -> str:
+    return between(count / n if n else math.nan, *share_interval(count, n), scale=100) or "–"

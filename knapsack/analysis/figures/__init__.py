@@ -1,0 +1,153 @@
+"""The figures of a run: each is drawn from its tables and traces and saved as PNG, SVG and the CSV of what it shows.
+
+Equal numbers give equal bytes. Models, runtimes and splits that were not played take no room; a figure that has
+nothing to show is a sentence instead. What a figure shows, of which run, from how many episodes and with which
+intervals is computed and stands in its caption.
+"""
+
+import io
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import Image, Markdown
+from matplotlib import rc_context
+
+from knapsack.analysis.conduct import Conduct
+from knapsack.analysis.equivalence import MARGIN
+from knapsack.analysis.figures.conduct_figures import errors_and_recovery, tokens_by_turn, what_fills_the_tokens
+from knapsack.analysis.figures.idea import the_idea
+from knapsack.analysis.figures.quality import cost_quality, matrix, missing_bindings, paired_differences
+from knapsack.analysis.figures.style import Drawing, NothingToShow, style
+from knapsack.analysis.metrics import write_csv
+from knapsack.files import read_json, write_json, write_text
+from knapsack.runs import Run, provenance
+
+SHOWN_WIDTH = 520  # pixels in a notebook
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure that lies in the run's folder: its PNG, and the caption that belongs below it."""
+
+    png: Path
+    caption: str
+
+
+def save(folder: str | Path, name: str, draw: Callable[[], Drawing], origin: str = "") -> tuple[list[str], str]:
+    """Draw and write ``name``.png (300 dpi), .svg and .csv; returns the three file names and the caption.
+
+    ``origin`` is a sentence that ends the caption. Both pictures carry it as their description.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with rc_context(style()):
+        drawing = draw()
+        caption = " ".join(filter(None, (drawing.caption, origin)))
+        drawing.figure.savefig(folder / f"{name}.png", dpi=300, metadata={"Software": None, "Description": caption})
+        described = {"Date": None, "Creator": None, "Description": caption}
+        picture = io.StringIO()
+        drawing.figure.savefig(picture, format="svg", metadata=described)
+    write_text(folder / f"{name}.svg", _numbered(picture.getvalue()))
+    write_csv(folder / f"{name}.csv", drawing.data)
+    return [f"{name}.{kind}" for kind in ("png", "svg", "csv")], caption
+
+
+def _numbered(svg: str) -> str:
+    """The picture with ids in their order of use: matplotlib's are digests of a layout that jitters in its last bit."""
+    known: dict[str, str] = {}
+
+    def number(found: re.Match) -> str:
+        return known.setdefault(found[0], f"id{len(known)}")
+
+    return re.sub(r'(?<=[#"])[a-z][0-9a-f]{10}(?=[)"])', number, svg)
+
+
+def origin_text(run: Run, parameters: dict) -> str:
+    """Which run a figure shows, and the seeds it was made with as far as its manifest tells."""
+    if parameters.get("source") == "published":
+        return f"Downloaded traces: {Path(parameters['published_folder']).name}."
+    rows = run.read_manifest()
+    steps = ("01_generate", "02_traces", "03_finetune", "04_evaluate")
+    seeds = {step[:2]: rows[step]["parameters"].get("seed") for step in steps if step in rows}
+    seeds = {step: seed for step, seed in seeds.items() if seed is not None}
+    if len(set(seeds.values())) == 1:
+        return f"Run: {run.folder.name}, seed {next(iter(seeds.values()))}."
+    several = ", ".join(f"{seed} in notebook {step}" for step, seed in seeds.items())
+    return f"Run: {run.folder.name}{f', seeds {several}' if several else ''}."
+
+
+def draw_all(
+    run: Run,
+    episodes: pd.DataFrame,
+    turns: pd.DataFrame,
+    conduct: Conduct,
+    folder: str | Path,
+    notebook: str,
+    parameters: dict,
+    more: dict[str, Callable[[], Drawing]] | None = None,
+) -> dict[str, Drawn | str]:
+    """Draw every figure into the run's folder and write the manifest; returns name → figure, or why there is none.
+
+    ``folder`` is that of the cells; ``parameters`` are the notebook's, n_resamples and seed among them; ``more`` are
+    figures made elsewhere, by name, whose captions tell their runs themselves. A row of the manifest says which
+    notebook, parameters and commit made the figure, and holds its caption.
+    """
+    seeded = {name: parameters[name] for name in ("n_resamples", "seed")}
+    drawings: dict[str, Callable[[], Drawing]] = {
+        "the_idea": lambda: the_idea(episodes, folder),
+        "train_runtime_matrix": lambda: matrix(episodes, **seeded),
+        "cost_quality": lambda: cost_quality(episodes, **seeded),
+        "paired_differences": lambda: paired_differences(episodes, parameters.get("margin", MARGIN), **seeded),
+        "missing_bindings": lambda: missing_bindings(episodes),
+        "errors_and_recovery": lambda: errors_and_recovery(episodes, conduct),
+        "tokens_by_turn": lambda: tokens_by_turn(episodes, turns, **seeded),
+        "what_fills_the_tokens": lambda: what_fills_the_tokens(episodes, conduct),
+    } | (more or {})
+    known, origin = provenance(), origin_text(run, parameters)
+    made = {"notebook": notebook, "parameters": parameters, "commit": known["commit"], "dirty": known["dirty"]}
+    manifest, drawn = {}, {}
+    for name, draw in drawings.items():
+        try:
+            files, caption = save(run.figures, name, draw, "" if name in (more or {}) else origin)
+        except NothingToShow as nothing:
+            drawn[name] = str(nothing)
+        else:
+            manifest[name] = {"files": files, "caption": caption, **made}
+            drawn[name] = Drawn(run.figures / f"{name}.png", caption)
+    write_json(run.figures / "manifest.json", manifest)
+    for old in orphans(run.figures):  # of a figure that is not drawn any more
+        (run.figures / old).unlink()
+    return drawn
+
+
+def shown(entry: Drawn | str) -> list[Image | Markdown]:
+    """For a notebook: the picture and its caption, or the sentence that stands in for both."""
+    if isinstance(entry, str):
+        return [Markdown(entry)]
+    return [Image(entry.png, width=SHOWN_WIDTH, alt=entry.caption), Markdown(entry.caption)]
+
+
+def orphans(folder: str | Path) -> list[str]:
+    """Files in a folder of figures that no row of its manifest names, and files named there that are missing."""
+    folder = Path(folder)
+    there = {path.name for path in folder.glob("*") if path.suffix in (".png", ".svg", ".csv", ".pdf")}
+    manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
+    return sorted(there ^ {name for row in manifest.values() for name in row["files"]})
+
+
+def publish(run: Run, folder: str | Path) -> None:
+    """Make ``folder`` hold exactly the run's figures. Raises ValueError naming figures whose origin is unknown."""
+    if not (run.figures / "manifest.json").exists():
+        raise FileNotFoundError(f"{run.figures} holds no manifest.json: run notebook 05 first")
+    if wrong := orphans(run.figures):
+        raise ValueError(f"{run.figures}: {', '.join(wrong)} and the manifest disagree; run notebook 05 again")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(run.figures.iterdir()):
+        shutil.copyfile(path, folder / path.name)
+    for old in orphans(folder):
+        (folder / old).unlink()

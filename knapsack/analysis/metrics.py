@@ -1,0 +1,247 @@
+"""From result files to numbers: a table of episodes and a table of cells. Reads files of results, nothing else.
+
+An episode's quantities (paper, section 3 and table 2):
+
+* score: normalized optimality, value taken ÷ optimal value; solved: score equals 1;
+* prompt_tokens, completion_tokens: summed over all model calls, as an endpoint would bill them; total_tokens: both;
+* name_errors, missing_bindings, cap_hits: turns with a NameError, with a NameError for a name bound in an earlier
+  turn, and with the tool-call cap reached; other_errors: turns with any other uncaught error of the code;
+* tool_calls: those made, also the refused ones; inspected: distinct items inspected ÷ inspection budget.
+
+What a published trace does not tell is NaN: tool_calls, and inspected where its task file is not at hand.
+
+A cell is a model in a runtime on a split. Its score_low and score_high are the 95 % BCa bootstrap interval
+of score_mean; name_error_rate, missing_binding_rate and cap_hit_rate are shares of EPISODES with at least one;
+score_per_1k_tokens is mean score ÷ mean total_tokens × 1,000; all others are means over episodes. ``unscored``
+counts the tasks of the cell without a completed episode (``traces.Trace`` says which): they are in no mean.
+
+A turn's names, by the syntax of the code (``names``), whatever the runtime kept of them: names_bound, how many the
+episode's earlier turns bound; names_needed, how many of those the block reads before it binds them, so that it leans
+on an interpreter that kept them; names_bound_again, how many it binds without reading them first, although a block
+that ended without an error had bound them (one that failed may have to be written again in any runtime). The last two
+are NaN for a turn without code that parses.
+"""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from knapsack.analysis.statistics import mean_interval
+from knapsack.files import CorruptFileError, read_json, read_sealed, write_text
+from knapsack.names import block_names
+from knapsack.runs import Run, project_folder
+from knapsack.runtime import RUNTIME_KINDS
+from knapsack.tasks import Task
+from knapsack.traces import Trace, details_path, read_trace, result_path
+
+MODELS = ("base", "persistent", "stateless", "teacher")  # the order of rows in every table
+RUNTIMES = RUNTIME_KINDS
+SPLITS = ("easy", "hard")
+EPISODE_COLUMNS = (
+    "model,runtime,split,task_id,status,score,solved,finish_reason,turns,prompt_tokens,completion_tokens,total_tokens,"
+    "seconds,tool_calls,name_errors,missing_bindings,cap_hits,other_errors,protocol_errors,inspected"
+).split(",")
+NUMBERS = [name for name in EPISODE_COLUMNS[4:] if name not in ("status", "finish_reason")]
+CELL_COLUMNS = (
+    "model,runtime,split,n,unscored,score_mean,score_low,score_high,solved,turns,prompt_tokens,completion_tokens,"
+    "total_tokens,seconds,score_per_1k_tokens,name_error_rate,missing_binding_rate,cap_hit_rate,inspected"
+).split(",")
+TURN_COLUMNS = (
+    "model,runtime,split,task_id,turn,prompt_tokens,completion_tokens,names_bound,names_needed,names_bound_again"
+).split(",")
+
+
+def source_folder(run: Run, source: str = "run", published_folder: str = "") -> Path:
+    """The folder of cells to analyse: the run's evaluations (source "run"), or downloaded ones ("published").
+
+    A relative ``published_folder`` lies below the checkout. Raises ValueError for values that do not go together,
+    or a run folder with evaluations of its own, and FileNotFoundError for a folder that is not there.
+    """
+    own = run.folder / "evaluations"
+    if source not in ("run", "published"):
+        raise ValueError(f'source = {source!r}: needs "run" or "published"')
+    if (source == "published") != bool(published_folder):
+        raise ValueError(
+            f"source = {source!r} and published_folder = {published_folder!r}: name the folder of the downloaded "
+            'cells with source = "published", and none with source = "run"'
+        )
+    if source == "run":
+        return own
+    folder = project_folder() / Path(published_folder).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"published_folder = {published_folder!r}: there is no folder {folder}")
+    if own.exists() and own.resolve() != folder.resolve():
+        raise ValueError(f"{run.folder} has evaluations of its own: choose another run_folder for downloaded data")
+    return folder
+
+
+def read_cells(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Episodes and turns of every ``<model>_<runtime>_<split>`` folder below ``folder``, in a fixed order of rows.
+
+    The first table has EPISODE_COLUMNS and a row per task of the cell, also for those without a completed episode
+    (a trace's status, or "missing"; quantities NaN); the tasks are those in the cell's ``settings.json`` (key
+    task_ids) and those with files. The second has TURN_COLUMNS. An inspection budget that a trace does not tell
+    comes from ``<split>/tasks/knapsack/`` below ``folder`` or its ``tasks/``. One trace is in memory at a time.
+    Raises FileNotFoundError without any cell, CorruptFileError for a damaged file, a folder of another name or a
+    task that is not the trace's.
+    """
+    folder = Path(folder)
+    cells = sorted(
+        path for path in folder.glob("*") if (path / "knapsack").is_dir() or (path / "settings.json").exists()
+    )
+    if not cells:
+        raise FileNotFoundError(
+            f"{folder} holds no folder <model>_<runtime>_<split> with episodes: run notebook 04 first, "
+            "or name the folder above the downloaded cells"
+        )
+    found = []
+    for cell in cells:
+        parts = cell.name.rsplit("_", 2)
+        if len(parts) != 3 or parts[1] not in RUNTIMES:
+            raise CorruptFileError(f"{cell} is not named <model>_<runtime>_<split>; move it out of {folder}")
+        key = dict(zip(("model", "runtime", "split"), parts, strict=True))
+        names = {path.name.removesuffix(".json").removesuffix(".trace") for path in cell.glob("knapsack/*.json")}
+        ours = (cell / "settings.json").exists() or (cell / "details").is_dir()
+        if ours:
+            names |= {path.stem for path in cell.glob("details/*.json")}
+            settings = read_sealed(cell / "settings.json", "run notebook 04 again: it writes the file again")
+            names |= {f"knapsack-{task_id}" for task_id in settings.get("task_ids", ())}
+        found += [(key, ours, cell / "knapsack" / f"{name}.trace.json") for name in sorted(names)]
+    episodes, turns = [], []
+    for key, ours, path in tqdm(found, unit="trace", desc="reading", mininterval=1, delay=5):
+        row, spent = _read_episode(path, ours, folder, key["split"])
+        episodes.append(key | row)
+        turns += [key | {"task_id": row["task_id"]} | turn for turn in spent]
+    frame = pd.DataFrame(episodes).reindex(columns=EPISODE_COLUMNS)
+    frame[NUMBERS] = frame[NUMBERS].apply(pd.to_numeric)
+    return _ordered(frame, ["task_id"]), _ordered(pd.DataFrame(turns, columns=TURN_COLUMNS), ["task_id", "turn"])
+
+
+def _read_episode(path: Path, ours: bool, folder: Path, split: str) -> tuple[dict, list[dict]]:
+    """The row of an episode, and those of its turns if it was completed."""
+    result, task_id = result_path(path), path.name.removesuffix(".trace.json").removeprefix("knapsack-")
+    last = details_path(path) if ours else result
+    if not last.exists():  # it is written last, so the episode was broken off, or never begun
+        return {"task_id": task_id, "status": "missing"}, []
+    if not ours and not path.exists():
+        status = read_json(result).get("status")
+        if status in ("timeout", "error"):
+            return {"task_id": task_id, "status": status}, []
+        raise CorruptFileError(f"{path} is missing beside its result; download it, or delete both and run again")
+    trace = read_trace(path)
+    row = episode_row(trace)
+    if trace.status != "completed":
+        return row, []
+    if trace.inspect_budget is None and (budget := _budget(folder, split, trace)):
+        row["inspected"] = trace.metrics["inspected_count"] / budget
+    return row, turn_rows(trace)
+
+
+def _budget(folder: Path, split: str, trace: Trace) -> int | None:
+    """The inspection budget in the trace's task file, if there is one."""
+    for root in (folder, folder / "tasks"):
+        path = root / split / "tasks" / "knapsack" / f"{trace.task_id}.json"
+        if path.exists():
+            task = Task.from_json(read_json(path), str(path))
+            for name in ("capacity", "optimal_value"):
+                if getattr(task, name) != trace.metrics.get(name):
+                    raise CorruptFileError(
+                        f"{path} is not the task of the {split} traces (its {name} is {getattr(task, name)}, theirs "
+                        f"{trace.metrics.get(name)}): put the tasks they were played on there, or take it away"
+                    )
+            return task.inspect_budget
+    return None
+
+
+def episode_row(trace: Trace) -> dict:
+    """The quantities of one episode; without those of its score and costs if it was not completed."""
+    if trace.status != "completed":
+        return {"task_id": trace.task_id, "status": trace.status}
+    seen = [turn.observation for turn in trace.turns if turn.observation is not None]
+    prompt, completion = (sum(getattr(t, name) for t in trace.turns) for name in ("prompt_tokens", "completion_tokens"))
+    return {
+        "task_id": trace.task_id,
+        "status": trace.status,
+        "score": trace.score,
+        "solved": int(trace.solved),
+        "finish_reason": trace.finish_reason,
+        "turns": len(trace.turns),
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "seconds": trace.seconds,
+        "tool_calls": math.nan if trace.taken is None else sum(len(observation.tool_calls) for observation in seen),
+        "name_errors": sum(observation.name_error for observation in seen),
+        "missing_bindings": sum(observation.missing_binding for observation in seen),
+        "cap_hits": sum(observation.cap_hit for observation in seen),
+        "other_errors": sum(o.error_type is not None and not o.name_error and o.error_source == "code" for o in seen),
+        "protocol_errors": len(trace.turns) - len(seen),
+        "inspected": trace.metrics["inspected_count"] / trace.inspect_budget if trace.inspect_budget else math.nan,
+    }
+
+
+def turn_rows(trace: Trace) -> list[dict]:
+    """The quantities of each turn of an episode: TURN_COLUMNS from ``turn`` on; what is NaN is left out."""
+    rows, earlier, settled = [], frozenset(), frozenset()  # settled: by blocks that ended without an error
+    for index, turn in enumerate(trace.turns):
+        row = {"turn": index, "prompt_tokens": turn.prompt_tokens, "completion_tokens": turn.completion_tokens}
+        row["names_bound"] = len(earlier)
+        names = None if turn.code is None else block_names(turn.code)
+        if names is not None:
+            row["names_needed"] = len(names.free & earlier)
+            row["names_bound_again"] = len((names.bound & settled) - names.free)
+            earlier |= names.bound
+            settled |= names.bound if turn.observation and turn.observation.error is None else frozenset()
+        rows.append(row)
+    return rows
+
+
+def cell_table(episodes: pd.DataFrame, n_resamples: int = 5000, seed: int = 0) -> pd.DataFrame:
+    """One row a cell with CELL_COLUMNS; intervals from ``n_resamples`` seeded resamples of the cell's episodes."""
+    rows = []
+    for key, group in episodes.groupby(["model", "runtime", "split"], sort=False):
+        done = group[group["status"] == "completed"]
+        mean = done.mean(numeric_only=True)
+        low, high = mean_interval(done["score"].to_numpy(float), n_resamples, seed)
+        row = dict(zip(("model", "runtime", "split"), key, strict=True)) | {"n": len(done)}
+        row |= {"unscored": len(group) - len(done), "score_mean": mean["score"], "score_low": low, "score_high": high}
+        row |= {name: mean[name] for name in ("solved", "turns", "prompt_tokens", "completion_tokens", "total_tokens")}
+        row |= {"seconds": mean["seconds"], "inspected": mean["inspected"]}
+        row["score_per_1k_tokens"] = 1000 * mean["score"] / mean["total_tokens"] if mean["total_tokens"] else math.nan
+        for name, count in (
+            ("name_error", "name_errors"),
+            ("missing_binding", "missing_bindings"),
+            ("cap_hit", "cap_hits"),
+        ):
+            row[f"{name}_rate"] = (done[count] > 0).mean()
+        rows.append(row)
+    return pd.DataFrame(rows, columns=CELL_COLUMNS)
+
+
+def write_results(
+    run: Run, n_resamples: int = 5000, seed: int = 0, folder: str | Path | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write ``results/episodes.csv``, ``turns.csv`` and ``cells.csv`` of a run; returns (episodes, cells).
+
+    ``folder`` is that of the cells; without it, the run's evaluations.
+    """
+    episodes, turns = read_cells(run.folder / "evaluations" if folder is None else folder)
+    cells = cell_table(episodes, n_resamples, seed)
+    for name, frame in (("episodes", episodes), ("turns", turns), ("cells", cells)):
+        write_csv(run.results / f"{name}.csv", frame)
+    return episodes, cells
+
+
+def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
+    """Write a table so that equal numbers give equal bytes: ten significant digits, empty for NaN."""
+    write_text(path, frame.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+
+
+def _ordered(frame: pd.DataFrame, more: list[str]) -> pd.DataFrame:
+    def rank(column: pd.Series) -> pd.Series:
+        known = {"model": MODELS, "runtime": RUNTIMES, "split": SPLITS}.get(column.name, ())
+        return column.map(lambda name: f"{known.index(name):02d}" if name in known else name)
+
+    return frame.sort_values(["split", "model", "runtime", *more], key=rank, ignore_index=True)

@@ -1,0 +1,1 @@
+"""For whoever plays or teaches with a model behind an address (the ``api`` extra): entries, client, paid replies."""

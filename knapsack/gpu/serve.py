@@ -1,0 +1,136 @@
+"""The three models of a run behind one address: ``vllm serve`` with the base and both adapters by their names.
+
+    python -m knapsack.gpu.serve runs/paper
+    python run_notebooks.py --profile paper --from 4 -p server=http://127.0.0.1:8000/v1
+
+vLLM pins another torch than the report, so it lives in an environment of its own (``--vllm`` names its program). What
+acts on a reply is as in the report: the chat template of the training, no sampling parameter but those of a request,
+the run's context length; adapters stay beside the base instead of being merged, so roundings differ. Arguments behind
+``--`` go to vLLM as they are, such as ``-- --data-parallel-size 2``: several GPUs or machines are its business. The
+options were taken from the source of vLLM 0.33.0; the command has not been run on a GPU yet.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from knapsack.adapters import check_adapter
+from knapsack.files import read_json, write_text
+from knapsack.preflight.sizes import local_folder
+from knapsack.runs import Run, open_run, project_folder
+from knapsack.runtime import KINDS
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # all that vLLM has for --max-lora-rank
+INSTALL = """there is no program {!r}: vLLM lives in an environment of its own, because it pins another torch,
+  python3 -m venv .venv-vllm
+  .venv-vllm/bin/pip install vllm==0.33.0
+and is then found with --vllm .venv-vllm/bin/vllm"""
+
+
+def serve_command(
+    run: Run, vllm: str, base: str | None = None, context_length: int | None = None, port: int = 8000
+) -> list[str]:
+    """The arguments that serve a run: "base", and its adapters "persistent" and "stateless".
+
+    ``base`` and ``context_length`` (tokens) default to what the run's manifest or its profile says. Raises
+    FileNotFoundError (base or adapter missing), CorruptFileError (adapter damaged) and ValueError (not known here, or
+    not served by vLLM), each with the remedy.
+    """
+    manifest = run.read_manifest()
+    base = base or manifest.get("03_finetune", {}).get("parameters", {}).get("base")
+    if not base:
+        raise ValueError(f"{run.manifest} does not say which base was trained: run notebook 03, or give --base")
+    source = local_folder(base) or base
+    if source == base and base.startswith(("/", "~", ".")):
+        raise FileNotFoundError(f"base = {base!r}: there is no such folder; give another with --base")
+    ranks = []
+    for kind in KINDS:
+        config = run.adapter(kind) / "adapter_config.json"
+        if not config.exists():
+            raise FileNotFoundError(f"there is no adapter in {config.parent}: run notebook 03 to its end first")
+        check_adapter(run.training(kind))
+        ranks.append(read_json(config)["r"])
+    if max(ranks) > RANKS[-1]:
+        raise ValueError(f"the adapters have rank {max(ranks)}: vLLM serves no more than {RANKS[-1]}")
+    modules = [{"name": kind, "path": str(run.adapter(kind)), "base_model_name": "base"} for kind in KINDS]
+    return [
+        *(vllm, "serve", str(source), "--served-model-name", "base"),
+        *("--enable-lora", "--lora-modules", *map(json.dumps, modules)),
+        *("--max-loras", str(len(modules)), "--max-lora-rank", str(next(r for r in RANKS if r >= max(ranks)))),
+        *("--max-model-len", str(context_length or _context_length(run, manifest)), "--dtype", "bfloat16"),
+        *("--generation-config", "vllm"),  # else the base's own top_p and top_k would act, which ours do not know
+        *("--chat-template", str(_chat_template(run, source)), "--enable-prefix-caching"),
+        *("--host", "127.0.0.1", "--port", str(port)),
+    ]
+
+
+def _context_length(run: Run, manifest: dict) -> int:
+    """Notebook 04's context length: of its record, or, before it ran, of the profile and ``-p`` of the run."""
+    asked = manifest.get("run_notebooks", {}).get("parameters", {})
+    if recorded := manifest.get("04_evaluate", {}).get("parameters"):
+        return recorded["context_length"]
+    if set_apart := [text for text in asked.get("set", []) if text.startswith("context_length=")]:
+        return int(set_apart[-1].partition("=")[2])
+    profile = project_folder() / "knapsack" / "profiles" / f"{asked.get('profile')}.yaml"
+    if not profile.exists():
+        raise ValueError(f"{run.manifest} does not say how long a conversation may be: give --context-length")
+    return yaml.safe_load(profile.read_text(encoding="utf-8"))["04_evaluate"]["context_length"]
+
+
+def _chat_template(run: Run, source: Path | str) -> Path:
+    """The chat template that training wrote; for adapters that have none, a new file with the same text."""
+    path = run.adapter(KINDS[0]) / "chat_template.jinja"
+    if not path.exists():
+        from transformers import AutoTokenizer
+
+        from knapsack.chat_template import template_of
+
+        path = run.folder / "training" / "chat_template.jinja"
+        write_text(path, template_of(AutoTokenizer.from_pretrained(source)).jinja())
+    return path
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Become the server. Returns 2, and says why on stderr, if it cannot be started."""
+    own, handed_on = list(arguments), []
+    if "--" in own:
+        own, handed_on = own[: own.index("--")], own[own.index("--") + 1 :]
+    parser = argparse.ArgumentParser(
+        prog="python -m knapsack.gpu.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="the run's folder, in which notebook 03 is done")
+    parser.add_argument("--vllm", default="vllm", help="vLLM's program (default: the one on the PATH)")
+    parser.add_argument("--base", help="the base that was trained (default: as recorded in the run)")
+    parser.add_argument("--context-length", type=int, help="tokens of a conversation (default: as in the run)")
+    parser.add_argument("--port", type=int, default=8000, help="on this machine alone (default 8000)")
+    parser.add_argument("--print", action="store_true", help="print the command instead of starting it")
+    options = parser.parse_args(own)
+    try:
+        folder = options.run.expanduser().resolve()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"there is no run in {folder}")
+        program = shutil.which(os.path.expanduser(options.vllm))
+        if program is None and not options.print:
+            raise FileNotFoundError(INSTALL.format(options.vllm))
+        command = serve_command(
+            open_run(folder), program or options.vllm, options.base, options.context_length, options.port
+        )
+    except (OSError, ValueError) as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    command += handed_on
+    print(shlex.join(command), flush=True)
+    if options.print:
+        return 0
+    os.execve(command[0], command, os.environ | {"VLLM_NO_USAGE_STATS": "1"})  # nothing is reported anywhere
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

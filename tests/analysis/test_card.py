@@ -1,0 +1,211 @@
+import csv
+import math
+import re
+
+import pandas as pd
+import pytest
+import scripted
+
+from knapsack import agent, traces
+from knapsack.agent import EpisodeSettings
+from knapsack.analysis import metrics
+from knapsack.analysis.card import VERDICTS, first_uses, model_card, outcome, verdict
+from knapsack.files import write_sealed
+from knapsack.runs import Run
+from knapsack.runtime import KINDS, interpreter_pool
+from knapsack.tasks import sample_split
+from knapsack.teacher import RuleTeacher
+
+PERSISTENT, STATELESS, ADAPTS, CONTRARY = VERDICTS.values()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = Run(scripted.write_run(tmp_path_factory.mktemp("run"), n=3))
+    metrics.write_results(run, 100)
+    return run
+
+
+@pytest.fixture(scope="module")
+def tables(run):
+    return metrics.read_cells(run.folder / "evaluations")
+
+
+def rows(markdown: str) -> list[dict[str, str]]:
+    """All rows of the card's tables."""
+    found, heading = [], None
+    for line in markdown.splitlines():
+        values = [value.strip() for value in line.strip("|").split("|")] if line.startswith("|") else None
+        if values is None:
+            heading = None
+        elif heading is None:
+            heading = values
+        elif not values[0].startswith("---"):
+            found.append(dict(zip(heading, values, strict=True)))
+    return found
+
+
+def verdict_in(card: str) -> str:
+    return re.search(r"\*\*Verdict: (.*)\.\*\*", card).group(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [("persistent", PERSISTENT), ("stateless", STATELESS), ("teacher", ADAPTS), ("base", "undecided")],
+)
+def test_models_with_a_habit_get_its_verdict(tables, model, expected):
+    """The scripted teacher plays each runtime in its own style, and the scripted base never gets to a later turn."""
+    assert verdict_in(model_card(*tables, model, 100)) == expected
+
+
+def card_of(folder, kinds, reply, max_turns: int = 5, n: int = 5) -> str:
+    """The card of a model of which ``reply(kind, task, number)`` makes the function that replies in an episode."""
+    played = list(sample_split("easy", n, 0, scripted.CONFIG))
+    with interpreter_pool() as pool:
+        for kind in kinds:
+            for number, task in enumerate(played):
+                play = agent.episode(task, kind, EpisodeSettings(max_turns), pool)
+                done = agent.run_alone(play, reply(kind, task, number))
+                traces.write_episode(folder / f"mine_{kind}_easy", done, "mine")
+            ids = [task.task_id for task in played]
+            write_sealed(folder / f"mine_{kind}_easy" / "settings.json", {"task_ids": ids})
+    return model_card(*metrics.read_cells(folder), "mine", 100)
+
+
+@pytest.mark.parametrize(("style", "expected"), [("persistent", PERSISTENT), ("stateless", STATELESS)])
+def test_a_rule_based_teacher_keeps_its_style_in_either_runtime(tmp_path, style, expected):
+    card = card_of(tmp_path, KINDS, lambda kind, task, number: RuleTeacher(task, style, number))
+    assert verdict_in(card) == expected and "nan" not in card
+
+
+def test_a_model_that_does_the_opposite_is_called_contrary(tmp_path):
+    other = dict(zip(KINDS, KINDS[::-1], strict=True))
+    card = card_of(tmp_path, KINDS, lambda kind, task, number: RuleTeacher(task, other[kind], number))
+    assert verdict_in(card) == CONTRARY
+
+
+def test_the_cards_numbers_are_those_of_the_csv_files(run, tables):
+    with open(run.results / "episodes.csv") as file:
+        episodes = [row for row in csv.DictReader(file) if row["model"] == "persistent"]
+    with open(run.results / "turns.csv") as file:
+        turns = [row for row in csv.DictReader(file) if row["model"] == "persistent"]
+    table = rows(model_card(*tables, "persistent", 100))
+    shown = {(row["split"], row["runtime"]): row for row in table if "split" in row}
+    assert len(shown) == 4
+    for (split, runtime), row in shown.items():
+        own = [e for e in episodes if (e["split"], e["runtime"]) == (split, runtime)]
+        later = [t for t in turns if (t["split"], t["runtime"]) == (split, runtime) and int(t["names_bound"])]
+        later = [t for t in later if t["names_needed"]]
+        assert row["n"] == str(len(own)) and row["unscored"] == "0" and row["later turns"] == str(len(later))
+        means = {"score %": ("score", 100, ".1f"), "solved %": ("solved", 100, ".1f"), "turns": ("turns", 1, ".1f")}
+        means["total tokens"] = ("total_tokens", 1, ",.0f")
+        for title, (name, scale, form) in means.items():
+            value = scale * sum(float(e[name]) for e in own) / len(own)
+            assert row[title].split(" [")[0] == format(value, form)
+        for title, name in (("misses a name %", "missing_bindings"), ("hits the cap %", "cap_hits")):
+            assert row[title].split(" [")[0] == f"{100 * sum(float(e[name]) > 0 for e in own) / len(own):.0f}"
+        leaning = sum(int(t["names_needed"]) > 0 for t in later)
+        assert row["of them lean %"].split(" [")[0] == f"{100 * leaning / len(later):.0f}"
+
+
+def test_the_cards_first_uses_are_those_of_the_csv_files(run, tables):
+    with open(run.results / "turns.csv") as file:
+        turns = [row for row in csv.DictReader(file) if (row["model"], row["runtime"]) == ("persistent", "stateless")]
+    first = {}
+    for turn in turns:  # in the order of turns
+        if int(turn["names_bound"]) and (turn["names_needed"] or "0", turn["names_bound_again"] or "0") != ("0", "0"):
+            first.setdefault((turn["split"], turn["task_id"]), int(turn["names_needed"]) > 0)
+    leans = sum(first.values())
+    assert leans == 6 and tuple(first_uses(*tables, "persistent").loc["stateless"]) == (6, leans, len(first) - leans)
+
+
+def test_the_turns_read_back_give_the_same_card(run, tables):
+    turns = pd.read_csv(run.results / "turns.csv")
+    assert model_card(tables[0], turns, "persistent", 100) == model_card(*tables, "persistent", 100)
+
+
+def test_the_same_seed_gives_the_same_card_and_another_one_other_intervals(tables):
+    card = model_card(*tables, "stateless", 100, 3)
+    assert card == model_card(*tables, "stateless", 100, 3) != model_card(*tables, "stateless", 100, 4)
+
+
+def without(tables, **key) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables without the rows of these values."""
+    return tuple(t[~pd.concat([t[name] == value for name, value in key.items()], axis=1).all(axis=1)] for t in tables)
+
+
+def test_a_runtime_that_was_not_played_is_named(tables):
+    card = model_card(*without(tables, model="persistent", runtime="stateless"), "persistent", 100)
+    assert "Not played in the stateless runtime." in card and "nan" not in card
+    assert verdict_in(card) == "unknown, without a scored episode in the stateless runtime"
+    assert "first leans in 6 and first writes anew in 0 of 6 scored episodes" in card
+
+
+def test_without_any_scored_episode_the_card_says_so(tables):
+    episodes, turns = tables
+    lost = episodes["model"] == "persistent"
+    empty = episodes[["model", "runtime", "split", "task_id"]].assign(status="missing")
+    episodes = pd.concat([episodes[~lost], empty[lost].reindex(columns=episodes.columns)], ignore_index=True)
+    card = model_card(episodes, turns[turns["model"] != "persistent"], "persistent", 100)
+    assert "0 of 12 episodes are scored" in card and "nan" not in card
+    assert verdict_in(card) == "unknown, without a scored episode in the persistent or stateless runtime"
+    own = [row for row in rows(card) if "split" in row]
+    assert [row["score %"] for row in own] == ["–"] * 4 and [row["unscored"] for row in own] == ["3"] * 4
+
+
+def test_the_other_models_are_shown_beside_it_once_each(tables):
+    habits = [row for row in rows(model_card(*tables, "stateless", 100)) if "verdict" in row]
+    assert [row["model"] for row in habits] == ["`stateless`", "`base`", "`persistent`", "`teacher`"]
+    assert habits[2]["verdict"] == PERSISTENT
+
+
+def test_a_third_runtime_is_in_the_table_and_not_in_the_verdict(tables):
+    episodes, turns = tables
+    more = [t[t["runtime"] == "stateless"].assign(runtime="carry-over") for t in tables]
+    tables = [pd.concat([t, extra], ignore_index=True) for t, extra in zip((episodes, turns), more, strict=True)]
+    card = model_card(*tables, "persistent", 100)
+    assert sum(row.get("runtime") == "carry-over" for row in rows(card)) == 2 and verdict_in(card) == PERSISTENT
+
+
+def test_what_follows_the_first_use_does_not_count():
+    """A model that leans once, and then repairs what the error named for the rest of a long episode."""
+    key = {"model": "mine", "runtime": "stateless", "split": "easy"}
+    ids = [f"t{number}" for number in range(6)]
+    episodes = pd.DataFrame([key | {"task_id": task, "status": "completed"} for task in ids])
+    first = {"turn": 1, "names_bound": 2, "names_needed": 1, "names_bound_again": 0}
+    repairs = [{"turn": k, "names_bound": 2, "names_needed": 0, "names_bound_again": 2} for k in range(2, 15)]
+    neither = {"turn": 0, "names_bound": 2, "names_needed": 0, "names_bound_again": 0}
+    turns = pd.DataFrame([key | {"task_id": task} | turn for task in ids for turn in (*repairs[::-1], neither, first)])
+    assert tuple(first_uses(episodes, turns, "mine").loc["stateless"]) == (6, 6, 0)
+
+
+@pytest.mark.parametrize(
+    ("n", "leans", "anew", "expected"),
+    [
+        (3, 3, 0, "undecided"),  # too few: the interval begins at 0.44
+        (4, 4, 0, "leans"),
+        (100, 0, 61, "writes anew"),
+        (100, 55, 45, "undecided"),
+        (100, 20, 0, "undecided"),  # of most episodes nothing is known
+    ],
+)
+def test_an_outcome_needs_most_of_the_episodes(n, leans, anew, expected):
+    assert outcome(n, leans, anew) == expected
+
+
+def test_one_undecided_runtime_leaves_the_verdict_undecided():
+    uses = pd.DataFrame({"n": [9, 9], "leans": [9, 4], "anew": [0, 5]}, index=list(KINDS))
+    assert verdict(uses) == "undecided"
+
+
+def test_a_model_that_never_played_is_refused(tables):
+    with pytest.raises(ValueError, match="'mine'; there are: 'base', 'persistent'"):
+        model_card(*tables, "mine")
+
+
+def test_an_interval_holds_its_mean(tables):
+    for row in rows(model_card(*tables, "base", 100)):
+        for text in row.values():
+            found = re.fullmatch(r"([\d.,]+) \[([\d.,]+)–([\d.,]+)\]", text)
+            value, low, high = (float(part.replace(",", "")) for part in found.groups()) if found else (0, 0, 0)
+            assert low <= value <= high and not math.isnan(value)
