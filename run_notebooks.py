@@ -35,9 +35,8 @@ try:
     from ipykernel.kernelspec import write_kernel_spec
     from nbclient.exceptions import DeadKernelError
 
-    from knapsack.files import CorruptFileError, read_json
     from knapsack.preflight.checks import check_values, find_missing
-    from knapsack.runs import Run, open_run
+    from knapsack.runs import CorruptFileError, Run, open_run, read_json
 except ImportError as error:
     sys.exit(f"{error}: install first, with `make report` or `pip install -r requirements.lock && pip install -e .`")
 

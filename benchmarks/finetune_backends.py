@@ -44,16 +44,15 @@ def make_base(shape: str, changes: dict, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoTokenizer, Qwen3ForCausalLM
 
-    from knapsack.nano import model as nano
-
-    config = AutoConfig.from_pretrained(nano.base_folder())
+    from knapsack.runs import find_base
+    config = AutoConfig.from_pretrained(find_base("nano"))
     config.update((SHAPES[shape] or {}) | changes)
     config.layer_types = ["full_attention"] * config.num_hidden_layers
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = Qwen3ForCausalLM(config).to(torch.bfloat16)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(nano.base_folder()).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(find_base("nano")).save_pretrained(folder)
 
 
 def make_rows(count: int, length: int, base: Path) -> list[dict]:

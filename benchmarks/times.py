@@ -12,8 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from knapsack.analysis.tables import Table, markdown, number
-from knapsack.files import read_json
-from knapsack.runs import Run
+from knapsack.runs import Run, read_json
 from knapsack.runtime import KINDS
 
 

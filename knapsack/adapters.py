@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 
 from knapsack.chat_template import template_of
-from knapsack.files import (
+from knapsack.recipe import Recipe
+from knapsack.runs import (
     CorruptFileError,
     check_digest,
     file_digest,
@@ -17,7 +18,6 @@ from knapsack.files import (
     write_json,
     write_text,
 )
-from knapsack.recipe import Recipe
 
 
 def check_adapter(output: str | Path, remedy: str = "run notebook 03 again") -> None:

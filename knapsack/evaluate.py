@@ -3,7 +3,6 @@
 What loads torch is imported where a local model is used: a worker that asks an endpoint starts without.
 """
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -24,36 +23,28 @@ from knapsack import agent, prompts, traces
 from knapsack.endpoints.client import Client, ask_once
 from knapsack.endpoints.endpoint import Endpoint, read_key
 from knapsack.endpoints.reply_cache import ReplyCache
-from knapsack.files import CorruptFileError, digest, read_sealed, tell, write_sealed, writing
 from knapsack.prompts import Detail
-from knapsack.runs import Run
+from knapsack.runs import (
+    CorruptFileError,
+    Run,
+    content_digest,
+    digest,
+    find_base,
+    read_sealed,
+    tell,
+    write_sealed,
+    writing,
+)
 from knapsack.runtime import Engine, Kind, interpreter_pool
 from knapsack.tasks import Task, read_tasks
 from knapsack.teacher import RuleTeacher
+from knapsack.traces import Cell
 
 REMEDY = "start anew with --fresh, or choose another run_folder"
 
 
 class EvaluationError(RuntimeError):
     """Something other than a model failed; the message says where. Finished episodes are kept."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A model ("base", "teacher", the name of an adapter or of an endpoint) in a runtime on a split."""
-
-    model: str
-    runtime: Kind
-    split: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.model}_{self.runtime}_{self.split}"
-
-    def folder(self, run: Run) -> Path:
-        """Where the episodes lie; what the teacher does on training tasks are the traces to learn from."""
-        teaches = (self.model, self.split) == ("teacher", "train")
-        return run.traces(self.runtime) if teaches else run.evaluation(self.model, self.runtime, self.split)
 
 
 @dataclass(frozen=True)
@@ -147,7 +138,7 @@ def evaluate(
         from knapsack import models
 
         adapters = {model: models.find_adapter(run.adapter(model)) for model in sorted(trained)}
-        base_digest = content_digest(models.find_base(settings.base))
+        base_digest = content_digest(find_base(settings.base))
     if adapters:
         from knapsack.finetune import check_adapter
 
@@ -221,19 +212,6 @@ def _record(folder: Path, kind: Kind, parameters: dict, tasks: list[Task]) -> di
             raise ValueError(f"{folder} was begun with another task or prompt for {task_id}: {REMEDY}")
     digests = dict(sorted((before.get("tasks", {}) | digests).items()))
     return parameters | {"tasks": digests, "task_ids": list(digests)}
-
-
-def content_digest(source: str | Path) -> str:
-    """Digest of what determines a model's or adapter's replies; for a name that is no folder, the name."""
-    if not Path(source).is_dir():
-        return str(source)
-    kept = {"config.json", "generation_config.json", "tokenizer.json", "adapter_config.json"}
-    digest = hashlib.sha256()
-    for path in sorted(Path(source).iterdir()):
-        if path.name in kept or path.suffix in (".safetensors", ".bin"):
-            with open(path, "rb") as handle:
-                digest.update(path.name.encode() + hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def _play_all(jobs: list[_Job], processes: int, bar: tqdm) -> None:

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from knapsack.adapters import check_adapter, save_adapter
-from knapsack.files import CorruptFileError, file_digest, read_sealed, tell, write_sealed, writing
 from knapsack.gpu.backends import check_packages, prepare_backend
 from knapsack.recipe import Recipe
+from knapsack.runs import CorruptFileError, content_digest, find_base, read_sealed, tell, write_sealed, writing
 from knapsack.training import train
 
 
@@ -73,28 +73,23 @@ def finetune(
     ``output``, and OSError, with what to do, if the disk is full or read-only.
     """
     output, backend = Path(output), prepare_backend(backend, output)
-    from knapsack.nano import model as nano  # needs transformers, which a back end may have to change first
-
-    folder = nano.base_folder() if base == "nano" else Path(base).expanduser()
-    recipe_json = json.loads(json.dumps(asdict(recipe)))
-    source = {"recipe": recipe_json, "rows": _digest(rows), "base": _fingerprint(folder) if folder.is_dir() else base}
+    source, recipe_json = find_base(base), json.loads(json.dumps(asdict(recipe)))
+    made_from = {"recipe": recipe_json, "rows": _digest(rows), "base": content_digest(source)}
     with writing(output):
         if fresh:
             (output / "training.json").unlink(missing_ok=True)
             shutil.rmtree(output / "checkpoints", ignore_errors=True)
-        elif report := _finished(output, source):
+        elif report := _finished(output, made_from):
             return report
         check_packages(recipe)
         shutil.rmtree(output / "adapter", ignore_errors=True)  # without training.json it is of no known origin
         (output / "training.json").unlink(missing_ok=True)
-        name = folder.name if folder.is_dir() and base != "nano" else base  # no path of this machine in the adapter
-        checkpoints = output / "checkpoints" / f"{backend}-{_digest(source)[:16]}"
-        model, tokenizer, facts = train(
-            recipe, rows, folder if folder.is_dir() else base, checkpoints, backend, progress
-        )
+        name = source.name if isinstance(source, Path) and base != "nano" else base  # no path of this machine
+        checkpoints = output / "checkpoints" / f"{backend}-{_digest(made_from)[:16]}"
+        model, tokenizer, facts = train(recipe, rows, source, checkpoints, backend, progress)
         size, digests = save_adapter(model, tokenizer, recipe, output, name)
         report = TrainingReport(base=name, recipe=recipe_json, adapter_bytes=size, **facts)
-        write_sealed(output / "training.json", {"source": source, "adapter": digests, "report": asdict(report)})
+        write_sealed(output / "training.json", {"source": made_from, "adapter": digests, "report": asdict(report)})
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
         return report
 
@@ -135,9 +130,3 @@ def _finished(output: Path, source: dict) -> TrainingReport | None:
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def _fingerprint(folder: Path) -> str:
-    """A digest of the files of a model's folder."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".txt", ".model"))
-    return _digest({path.name: file_digest(path) for path in files})

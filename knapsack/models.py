@@ -19,8 +19,8 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from knapsack import prompts
 from knapsack.agent import ContextFull, Reply
 from knapsack.chat_template import encoder_of
-from knapsack.nano import model as nano
 from knapsack.prompts import Message
+from knapsack.runs import find_base
 
 PREFILL_STEP = 32  # prompts are padded to multiples of this: few shapes, for which kernels are prepared once
 PREFILL_MOST = 2048  # tokens read at once: attention may take memory for heads × these × all tokens before them
@@ -188,11 +188,6 @@ def choose(logits: torch.Tensor, temperature: float, draws: Sequence[float]) -> 
     return torch.searchsorted(cumulated, marks, right=True)[:, 0].clamp(max=logits.shape[-1] - 1).tolist()
 
 
-def find_base(base: str | Path) -> str | Path:
-    """What transformers loads for ``base``: "nano" is the shipped scale model, the rest a folder or a public name."""
-    return nano.base_folder() if base == "nano" else base
-
-
 def find_adapter(folder: str | Path) -> Path:
     """``folder`` if an adapter lies there; FileNotFoundError with the remedy if not."""
     if not (Path(folder) / "adapter_config.json").exists():
@@ -209,7 +204,7 @@ def load_tokenizer(base: str | Path):
 
 
 def load_model(base, adapter=None, *, device: str = "auto", dtype=torch.bfloat16, **settings) -> LocalModel:
-    """A LocalModel of ``base`` (see ``find_base``) with ``adapter`` (a PEFT folder, or None) merged in.
+    """A LocalModel of ``base`` (see ``runs.find_base``) with ``adapter`` (a PEFT folder, or None) merged in.
 
     ``settings``: slots, context_length, max_new_tokens, temperature, seed. Base and adapter are added in float32
     and rounded to ``dtype`` once. Raises FileNotFoundError, with the remedy, if one of them is not there.

@@ -65,6 +65,17 @@ class Observation:
     def name_error(self) -> bool:
         return self.error_type == "NameError"
 
+    @property
+    def missing_name(self) -> str | None:
+        """The name that a NameError is about and that an earlier turn had bound."""
+        return undefined_name(self.error_text) if self.missing_binding else None
+
+
+def undefined_name(error_text: str | None) -> str | None:
+    """The name that a NameError's text says is not defined."""
+    found = _UNDEFINED.search(error_text or "")
+    return found and found[1]
+
 
 @dataclass
 class _Turn:
@@ -160,8 +171,8 @@ class Runtime:
         elif self.kind != "persistent":  # a second cut in a row: what this turn did not bind has had its turn
             bound = self._without(self._carried - _stored_names(code), bound)
         self._carried = frozenset(bound if keeps else ())
-        undefined = _UNDEFINED.search(error_text or "") if error_type == "NameError" else None
-        missing = undefined is not None and undefined.group(1) in self._ever_bound
+        undefined = undefined_name(error_text) if error_type == "NameError" else None
+        missing = undefined in self._ever_bound
         self._ever_bound.update(_stored_names(code) if lost else bound)
         return Observation(
             output=printed.text,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from knapsack.files import (
+from knapsack.runs import (
     DIGESTS,
     CorruptFileError,
     as_json,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from knapsack.agent import Reply
 from knapsack.prompts import Message, render
-from knapsack.runtime import KINDS, Kind
+from knapsack.runtime import KINDS, Kind, undefined_name
 from knapsack.tasks import Task
 
 ORDERS = {"listed": "", "backwards": "[::-1]", "alternating": None}
@@ -118,9 +118,8 @@ class RuleTeacher:
         observation = json.loads(content)
         output, error = observation["output"], observation["error"]
         if error:
-            undefined = re.match(r"NameError: name '(\w+)'", error)
-            if undefined:
-                return self._word(UNDEFINED).format(name=undefined.group(1))
+            if name := undefined_name(error):
+                return self._word(UNDEFINED).format(name=name)
             return self._word(CAPPED)
         if self.kind == "stateless":
             kept = [line for line in output.splitlines() if " = " in line]

@@ -9,11 +9,15 @@ other programs, which have no details, can be read as well.
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from knapsack import agent, prompts, runtime
 from knapsack.agent import Episode, Turn
-from knapsack.files import (
+from knapsack.names import bound_names
+from knapsack.prompts import Message
+from knapsack.runs import (
     CorruptFileError,
+    Run,
     as_json,
     check_digest,
     digest,
@@ -23,8 +27,6 @@ from knapsack.files import (
     write_sealed,
     write_text,
 )
-from knapsack.names import bound_names
-from knapsack.prompts import Message
 from knapsack.runtime import Observation
 from knapsack.sandbox import InterpreterPool
 from knapsack.tasks import Task
@@ -64,13 +66,43 @@ class Trace:
     seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A model ("base", "teacher", the name of an adapter or of an endpoint) in a runtime on a split."""
+
+    model: str
+    runtime: runtime.Kind
+    split: str
+
+    @property
+    def name(self) -> str:
+        """The name of its folder, as published: ``<model>_<runtime>_<split>``."""
+        return f"{self.model}_{self.runtime}_{self.split}"
+
+    @classmethod
+    def of(cls, name: str) -> Self | None:
+        """The cell whose folder has this name; None if it is no cell's."""
+        parts = name.rsplit("_", 2)
+        return cls(*parts) if len(parts) == 3 and parts[1] in runtime.RUNTIME_KINDS else None
+
+    def folder(self, run: Run) -> Path:
+        """Where the episodes lie; what the teacher does on training tasks are the traces to learn from."""
+        teaches = (self.model, self.split) == ("teacher", "train")
+        return run.traces(self.runtime) if teaches else run.evaluations / self.name
+
+
+def task_id_of(path: str | Path) -> str:
+    """The task of a trace, result or details file."""
+    return Path(path).name.removesuffix(".json").removesuffix(".trace").removeprefix("knapsack-")
+
+
 def trace_path(folder: str | Path, task_id: str) -> Path:
     return Path(folder) / "knapsack" / f"knapsack-{task_id}.trace.json"
 
 
 def result_path(path: str | Path) -> Path:
     """The result file that belongs to the trace file ``path``."""
-    return Path(path).with_name(Path(path).name.removesuffix(".trace.json") + ".json")
+    return Path(path).with_name(f"knapsack-{task_id_of(path)}.json")
 
 
 def details_path(path: str | Path) -> Path:
@@ -175,9 +207,7 @@ def read_trace(path: str | Path) -> Trace:
     if not result_path(path).exists():
         raise CorruptFileError(f"{result_path(path)} is missing beside its trace; {remedy}")
     result = read_json(result_path(path), remedy)
-    cell = path.parent.parent.name.rsplit("_", 2)  # published folders say model, runtime and difficulty
-    named = len(cell) == 3 and cell[1] in runtime.RUNTIME_KINDS
-    published = dict(zip(("model", "runtime"), cell, strict=False)) if named else {}
+    cell = Cell.of(path.parent.parent.name)  # published folders say model, runtime and difficulty
     try:
         summary = trace["summary"]
         steps = [event["data"] for event in trace["events"] if event["type"] == "StepEvent"]
@@ -185,7 +215,7 @@ def read_trace(path: str | Path) -> Trace:
         contents = {event["turn"]: event["content"] for event in shown}
         if summary["num_steps"] != len(steps):
             raise ValueError(f"summary.num_steps is {summary['num_steps']}, but {len(steps)} steps follow")
-        facts = own or published
+        facts = own or (vars(cell) if cell else {})
         kind = facts.get("runtime")
         messages = [
             {"role": "system", "content": "\n\n".join(summary["system_prompts"])},
@@ -212,7 +242,7 @@ def read_trace(path: str | Path) -> Trace:
         scored = scored or {"score": 0.0, "is_solved": False, "metrics": {}}
         times = (result["started_at"], result["finished_at"])
         return Trace(
-            task_id=path.name.removesuffix(".trace.json").removeprefix("knapsack-"),
+            task_id=task_id_of(path),
             model=facts.get("model"),
             kind=kind,
             status=status,
@@ -266,7 +296,7 @@ def _published_turn(step: dict, earlier: list[str | None]) -> Turn:
     if code is None:
         return Turn(step["assistant_text"], None, None, error or prompts.NO_CODE, *spent)
     last = error.splitlines()[-1] if error else ""
-    undefined = re.search(r"name '(\w+)' is not defined", last)
+    undefined = runtime.undefined_name(last)
     kind, _, text = last.partition(": ")
     cap = re.search(r"tool.?calls?.*(limit|exceed)|too many tool", last, re.I) is not None
     source = "cap" if cap else "tool" if re.search(r"Tool(Runtime|Invocation)Exception", error) else "code"
@@ -276,7 +306,7 @@ def _published_turn(step: dict, earlier: list[str | None]) -> Turn:
         error_text=text if last else None,
         error_source=source if last else None,
         cap_hit=cap,
-        missing_binding=undefined is not None and any(undefined[1] in bound_names(code or "") for code in earlier),
+        missing_binding=undefined is not None and any(undefined in bound_names(code or "") for code in earlier),
     )
     return Turn(step["assistant_text"], code, observation, None, *spent)
 

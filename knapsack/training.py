@@ -9,9 +9,9 @@ from pathlib import Path
 
 from knapsack import batches
 from knapsack.adapters import last_checkpoint
-from knapsack.files import file_digest, unwritable, write_digests
 from knapsack.gpu import backends
 from knapsack.recipe import Recipe
+from knapsack.runs import file_digest, unwritable, write_digests
 
 
 def config_arguments(recipe: Recipe, checkpoints: Path, device: str, steps: int, validate: bool, resumed: bool) -> dict:

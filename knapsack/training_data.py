@@ -10,7 +10,7 @@ from pathlib import Path
 
 from knapsack import prompts
 from knapsack.agent import Episode
-from knapsack.files import CorruptFileError, check_digest, digest, read_digests, tell, write_digests, write_text
+from knapsack.runs import CorruptFileError, check_digest, digest, read_digests, tell, write_digests, write_text
 from knapsack.traces import Trace
 
 MIN_SCORE, MAX_ERROR_SHARE, ALIKE, MARGIN = 0.5, 0.1, 0.9, 100  # of the pair filters (paper, trace preparation)

@@ -53,11 +53,12 @@ from IPython.display import Markdown, display
 from knapsack import models, traces
 from knapsack.analysis import comparisons, excerpts, tables
 from knapsack.endpoints.endpoint import read_endpoint
-from knapsack.evaluate import Cell, Settings, evaluate
+from knapsack.evaluate import Settings, evaluate
 from knapsack.preflight.tokens import estimate_requests, spending_sentence
 from knapsack.runs import open_run
 from knapsack.runtime import KINDS
 from knapsack.tasks import read_tasks
+from knapsack.traces import Cell
 from knapsack.training_data import PAPER_KEPT, PAPER_PAIRS, keep_pairs, training_row, write_rows
 
 started = time.monotonic()

@@ -48,7 +48,7 @@ import time
 from dataclasses import asdict
 
 from knapsack.gpu.backends import prepare_backend
-from knapsack.runs import open_run
+from knapsack.runs import find_base, open_run
 
 started = time.monotonic()
 run = open_run(run_folder)
@@ -63,7 +63,6 @@ from transformers.utils.logging import disable_progress_bar
 from knapsack import models
 from knapsack.batches import tokenize_rows
 from knapsack.finetune import Recipe, finetune
-from knapsack.nano import model as nano
 from knapsack.runtime import KINDS
 from knapsack.training_data import read_rows
 
@@ -94,7 +93,11 @@ recipe = Recipe(
 # ## The base
 
 # %%
-Markdown(nano.card().replace("\n#", "\n###") if base == "nano" else f"`{base}`, as published; nothing is added to it.")
+if base == "nano":
+    said = (find_base(base) / "README.md").read_text(encoding="utf-8").replace("\n#", "\n###")
+else:
+    said = f"`{base}`, as published; nothing is added to it."
+Markdown(said)
 
 # %% [markdown]
 # ## What is trained on

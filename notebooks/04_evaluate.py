@@ -54,12 +54,12 @@ from IPython.display import Markdown, display
 from knapsack.analysis import comparisons, excerpts, metrics
 from knapsack.analysis.card import model_card
 from knapsack.endpoints.endpoint import read_served
-from knapsack.evaluate import Cell, Settings, evaluate
-from knapsack.files import write_text
+from knapsack.evaluate import Settings, evaluate
 from knapsack.preflight.tokens import estimate_requests, spending_sentence
-from knapsack.runs import open_run
+from knapsack.runs import open_run, write_text
 from knapsack.runtime import KINDS
 from knapsack.tasks import read_tasks
+from knapsack.traces import Cell
 
 started = time.monotonic()
 run = open_run(run_folder)

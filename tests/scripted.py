@@ -5,7 +5,7 @@ from pathlib import Path
 
 from knapsack import agent, traces
 from knapsack.agent import Episode, EpisodeSettings, Reply
-from knapsack.files import write_sealed
+from knapsack.runs import write_sealed
 from knapsack.runtime import interpreter_pool
 from knapsack.tasks import KnapsackConfig, Task, sample_split, sample_task
 

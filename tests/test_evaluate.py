@@ -15,18 +15,20 @@ from damage import HOW, damage
 from tiny import tiny_model
 
 from knapsack import traces
-from knapsack.evaluate import Cell, EvaluationError, Settings, content_digest, evaluate
-from knapsack.files import (
+from knapsack.evaluate import EvaluationError, Settings, evaluate
+from knapsack.runs import (
     CorruptFileError,
     FolderInUseError,
+    content_digest,
     file_digest,
+    open_run,
     read_json,
     write_sealed,
     write_text,
     writing,
 )
-from knapsack.runs import open_run
 from knapsack.tasks import KnapsackConfig, read_tasks, sample_split, write_tasks
+from knapsack.traces import Cell
 
 CONFIG = KnapsackConfig((8, 10), (5, 20), (10, 100), 4, 2, (0.35, 0.5))
 CELLS = [Cell("base", "persistent", "easy"), Cell("base", "stateless", "easy"), Cell("teacher", "stateless", "easy")]
@@ -65,17 +67,17 @@ def test_every_cell_holds_every_episode(evaluated):
     run, settings = evaluated
     ids = [task.task_id for task in read_tasks(run.tasks("easy"))]
     for cell in CELLS:
-        folder = run.evaluation(cell.model, cell.runtime, cell.split)
+        folder = run.evaluations / Cell(cell.model, cell.runtime, cell.split).name
         assert all(traces.episode_done(folder, task_id) for task_id in ids)
         record = read_json(folder / "settings.json")
         assert record["task_ids"] == ids and record["temperature"] == settings.temperature
         assert record["base_digest"] == content_digest(settings.base)
     for task in read_tasks(run.tasks("easy")):
-        trace = traces.read_trace(traces.trace_path(run.evaluation("teacher", "stateless", "easy"), task.task_id))
+        trace = traces.read_trace(traces.trace_path(run.evaluations / "teacher_stateless_easy", task.task_id))
         assert trace.finish_reason == "finish_tool" and trace.score > 0.5
         assert trace.turns[0].prompt_tokens > 50 and trace.turns[0].completion_tokens > 20
         assert traces.differences(trace, traces.replay(task, trace, settings.max_tool_calls)) == []
-        trace = traces.read_trace(traces.trace_path(run.evaluation("base", "stateless", "easy"), task.task_id))
+        trace = traces.read_trace(traces.trace_path(run.evaluations / "base_stateless_easy", task.task_id))
         assert (trace.model, trace.kind) == ("base", "stateless") and trace.finish_reason in ("max_turns", "error")
         assert trace.turns and all(turn.completion_tokens <= 30 for turn in trace.turns) and trace.seconds > 0
 
@@ -83,7 +85,7 @@ def test_every_cell_holds_every_episode(evaluated):
 def test_resumed_run_ends_like_an_uninterrupted_one(evaluated):
     run, settings = evaluated
     before = contents(run)
-    folder = run.evaluation("base", "persistent", "easy")
+    folder = run.evaluations / "base_persistent_easy"
     lost = traces.trace_path(folder, "knapsack-0000000001")
     kept = traces.trace_path(folder, "knapsack-0000000000")
     stamp = kept.stat().st_mtime_ns
@@ -108,14 +110,14 @@ def test_other_settings_are_refused(evaluated, tmp_path):
 
 def test_other_tasks_and_unexplained_episodes_are_refused(tmp_path):
     run, settings = prepare(tmp_path)
-    folder = run.evaluation("base", "persistent", "easy")
+    folder = run.evaluations / "base_persistent_easy"
     evaluate(run, [], {}, settings)  # nothing to do is no error
     (folder / "knapsack").mkdir(parents=True)
     (folder / "knapsack" / "knapsack-x.trace.json").write_text("{}")
     with pytest.raises(ValueError, match=r"no settings\.json"):
         evaluate(run, CELLS, COUNTS, settings)
     (folder / "knapsack" / "knapsack-x.trace.json").unlink()
-    blocked = run.evaluation("base", "stateless", "easy")
+    blocked = run.evaluations / "base_stateless_easy"
     blocked.mkdir(parents=True)
     (blocked / "knapsack").write_text("a file where the episodes' folder should be")
     # An infrastructure error in a worker is raised here, with its own message, and says where it was.

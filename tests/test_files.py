@@ -9,7 +9,7 @@ from damage import HOW, damage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knapsack.files import (
+from knapsack.runs import (
     CorruptFileError,
     FolderInUseError,
     check_digest,
@@ -68,7 +68,7 @@ def test_full_disk_keeps_the_old_content_and_leaves_nothing_else(tmp_path):
     write_text(path, "old")
     program = (  # a limit on file sizes stands for the full disk: it holds for root too
         "import resource, sys\n"
-        "from knapsack.files import write_text\n"
+        "from knapsack.runs import write_text\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try:\n    write_text(sys.argv[1], 'x' * 100_000)\n"
         "except OSError as error:\n    print(error)\n"
@@ -129,7 +129,7 @@ def test_a_second_writer_is_refused_and_a_later_one_is_not(tmp_path):
 
 def test_a_killed_writer_is_waited_for_and_its_temporary_files_go(tmp_path):
     program = (
-        "import os, pathlib, sys, time\nfrom knapsack.files import writing\n"
+        "import os, pathlib, sys, time\nfrom knapsack.runs import writing\n"
         "with writing(sys.argv[1]):\n"
         "    pathlib.Path(sys.argv[1], 'cell').mkdir()\n"
         "    pathlib.Path(sys.argv[1], 'cell', '.a.json.1.tmp').write_text('half')\n"

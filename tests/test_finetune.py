@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from knapsack import batches
 from knapsack import finetune as ft
 from knapsack.adapters import last_checkpoint
-from knapsack.files import CorruptFileError, FolderInUseError, writing
 from knapsack.prompts import render
+from knapsack.runs import CorruptFileError, FolderInUseError, writing
 
 RECIPE = ft.Recipe(
     rank=4, alpha=8, learning_rate=1e-2, batch_tokens=256, validation_share=0.1, evaluations=2, max_length=2048

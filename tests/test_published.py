@@ -17,8 +17,7 @@ from published_schema import inconsistencies, problems, task_inconsistencies
 from knapsack import tasks, traces, training_data
 from knapsack.agent import ContextFull, EpisodeSettings, Reply, episode, run_alone
 from knapsack.analysis import metrics
-from knapsack.files import CorruptFileError, read_json, write_json
-from knapsack.runs import Run
+from knapsack.runs import CorruptFileError, Run, read_json, write_json
 from knapsack.runtime import RUNTIME_KINDS
 from knapsack.tasks import Task, preset, sample_task, write_tasks
 

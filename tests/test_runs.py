@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 
 from knapsack.runs import open_run, project_folder, provenance
+from knapsack.traces import Cell
 
 
 def test_every_artefact_has_a_place_of_its_own_below_the_run(tmp_path):
     run = open_run(tmp_path / "r")
     places = [run.tasks("easy"), run.tasks("hard"), run.traces("persistent"), run.training("persistent")]
-    places += [run.adapter("stateless"), run.evaluation("base", "persistent", "easy"), run.manifest]
-    places += [run.evaluation("base", "stateless", "easy"), run.figures, run.tables]
+    places += [run.adapter("stateless"), run.evaluations / "base_persistent_easy", run.manifest]
+    places += [run.evaluations / "base_stateless_easy", run.figures, run.tables]
     assert len(set(places)) == len(places)
     assert all(place.is_relative_to(tmp_path / "r") for place in places)
-    assert run.evaluation("base", "persistent", "easy").name == "base_persistent_easy"  # as published
+    assert Cell("base", "persistent", "easy").folder(run).name == "base_persistent_easy"  # as published
 
 
 def test_relative_folder_lies_in_the_checkout_wherever_one_stands(tmp_path, monkeypatch):

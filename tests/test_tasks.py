@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import CHECKOUT, EXAMPLES
 
-from knapsack.files import CorruptFileError, FolderInUseError, write_json, writing
+from knapsack.runs import CorruptFileError, FolderInUseError, write_json, writing
 from knapsack.tasks import (
     MAX_DOMINANCE,
     PRESETS,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from knapsack import traces
 from knapsack.agent import ContextFull, EpisodeSettings, Reply, episode, run_alone
-from knapsack.files import CorruptFileError, read_json, read_sealed, write_sealed
+from knapsack.runs import CorruptFileError, read_json, read_sealed, write_sealed
 
 LOST = [
     "I think first.",  # no code block

@@ -6,7 +6,7 @@ from damage import HOW, damage
 from tiny import tiny_tokenizer
 
 from knapsack import prompts, training_data
-from knapsack.files import CorruptFileError
+from knapsack.runs import CorruptFileError
 
 
 def good(kind="persistent"):

@@ -16,7 +16,7 @@ import math
 import pandas as pd
 
 from knapsack.analysis.comparisons import overview
-from knapsack.analysis.metrics import MODELS, RUNTIMES, cell_table
+from knapsack.analysis.metrics import MODELS, RUNTIMES, cell_table, later_turns
 from knapsack.analysis.statistics import mean_interval, ratio_interval, share_interval
 from knapsack.analysis.tables import Table, between, markdown, number
 from knapsack.runtime import KINDS
@@ -70,11 +70,6 @@ def first_uses(episodes: pd.DataFrame, turns: pd.DataFrame, model: str) -> pd.Da
     )
     played = [runtime for runtime in RUNTIMES if runtime in counted.index]
     return counted.reindex(played).fillna(0).astype(int)
-
-
-def later_turns(turns: pd.DataFrame) -> pd.DataFrame:
-    """The turns with code that parses, after a turn of the episode that bound a name."""
-    return turns[(turns["names_bound"] > 0) & turns["names_needed"].notna()]
 
 
 def outcome(n: int, leans: int, anew: int) -> str:

@@ -24,11 +24,10 @@ import pandas as pd
 
 from knapsack.analysis import statistics, tables
 from knapsack.analysis.equivalence import LEVEL, MARGIN, equivalence
-from knapsack.analysis.figures.style import cell_name
 from knapsack.analysis.intervals import ratio_interval, share_difference, share_interval
+from knapsack.analysis.metrics import cell_name, completed
 from knapsack.analysis.statistics import PP, PS, SP, SS, paired
-from knapsack.files import write_folder, write_text
-from knapsack.runs import Run
+from knapsack.runs import Run, write_folder, write_text
 from knapsack.runtime import KINDS
 
 REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE = "reproduced", "not reproduced", "not testable at this scale"
@@ -229,7 +228,7 @@ def claims_table(
     their unit's own scale are paper, estimate, low and high: "share" and "points" from 0 to 1, "ratio", "D".
     """
     data, rows = Data(episodes, tests, margin, n_resamples, seed), []
-    done = episodes[episodes["status"] == "completed"]
+    done = completed(episodes)
     played = set(zip(done["model"], done["runtime"], done["split"], strict=True))
     for claim in CLAIMS:
         for split in dict.fromkeys(episodes["split"]):

@@ -10,7 +10,7 @@ import pandas as pd
 
 from knapsack.analysis import statistics
 from knapsack.analysis.equivalence import POWER, UNDECIDED
-from knapsack.analysis.figures.style import cell_name
+from knapsack.analysis.metrics import cell_name, completed
 from knapsack.analysis.tables import Table, between, listed, number, probability
 from knapsack.runtime import KINDS
 
@@ -21,7 +21,7 @@ def overview(episodes: pd.DataFrame) -> str:
     """What was played, and what of it counts: cells, scored episodes, unscored ones by reason, and what is unknown."""
     played = {name: list(dict.fromkeys(episodes[name])) for name in ("model", "runtime", "split")}
     count = len(episodes.groupby(list(played)))
-    done = episodes[episodes["status"] == "completed"]
+    done = completed(episodes)
     said = [
         f"{count} cell{'s' * (count != 1)}: {listed(played['model'])}; in the {listed(played['runtime'])} runtime; "
         f"on {listed(played['split'])}.",

@@ -12,12 +12,11 @@ from tqdm import tqdm
 
 from knapsack.analysis.behaviour import PARTS, play_again, recoveries, reply_parts, turn_errors
 from knapsack.analysis.causes import failure
-from knapsack.analysis.metrics import write_csv
-from knapsack.files import read_json, read_sealed
-from knapsack.runs import Run
+from knapsack.analysis.metrics import completed, write_csv
+from knapsack.runs import Run, read_json, read_sealed
 from knapsack.runtime import KINDS, MAX_TOOL_CALLS, interpreter_pool
 from knapsack.tasks import Task
-from knapsack.traces import read_trace, trace_path
+from knapsack.traces import Cell, read_trace, trace_path
 
 KEY = ["model", "runtime", "split", "task_id"]
 TURN_COLUMNS = [*KEY, "turn", "error", *PARTS]
@@ -46,13 +45,13 @@ def read_conduct(folder: str | Path, episodes: pd.DataFrame, tokenizer=None) -> 
     With a ``tokenizer`` the content of replies is counted in its tokens. Raises CorruptFileError for a damaged file.
     """
     folder, tables = Path(folder), ([], [], [])
-    done = episodes[episodes["status"] == "completed"]
+    done = completed(episodes)
     teacher = done[done["model"] == "teacher"].set_index(["runtime", "split", "task_id"])["score"].to_dict()
     caps: dict[Path, int] = {}
     with interpreter_pool(1) as pool:
         for row in tqdm(done.to_dict("records"), unit="episode", desc="looking closer", mininterval=1, delay=5):
             key = {name: row[name] for name in KEY}
-            cell = folder / "_".join(map(str, (row["model"], row["runtime"], row["split"])))
+            cell = folder / Cell(row["model"], row["runtime"], row["split"]).name
             trace = read_trace(trace_path(cell, row["task_id"]))
             contents = enumerate(zip(turn_errors(trace), reply_parts(trace, tokenizer), strict=True))
             tables[0].extend(key | {"turn": turn, "error": error} | parts for turn, (error, parts) in contents)

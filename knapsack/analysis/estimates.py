@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from knapsack.analysis import statistics
-from knapsack.analysis.figures.style import cell_name
+from knapsack.analysis.metrics import cell_name
 from knapsack.analysis.statistics import PP, PS, RUN_COLUMNS, SP, SS
 from knapsack.analysis.tables import number
 

@@ -9,11 +9,10 @@ import pandas as pd
 
 from knapsack.agent import Turn
 from knapsack.analysis.causes import CAUSES
-from knapsack.analysis.figures.style import cell_name
-from knapsack.files import write_folder, write_text
-from knapsack.runs import Run
+from knapsack.analysis.metrics import cell_name, completed
+from knapsack.runs import Run, write_folder, write_text
 from knapsack.runtime import KINDS
-from knapsack.traces import Trace, read_trace, trace_path
+from knapsack.traces import Cell, Trace, read_trace, trace_path
 
 FOLDER = "examples"  # below the results of a run, and below the published figures
 
@@ -92,7 +91,7 @@ def one_episode(cells: str | Path, episodes: pd.DataFrame) -> str:
 
     Failing that, of the longest episode of all. ``cells`` is the folder of the cells.
     """
-    by_length = episodes[episodes["status"] == "completed"].sort_values("turns", kind="stable")
+    by_length = completed(episodes).sort_values("turns", kind="stable")
     if by_length.empty:
         return "No episode is completed."
     missed = by_length[by_length["missing_bindings"] > 0]
@@ -110,7 +109,7 @@ def one_episode(cells: str | Path, episodes: pd.DataFrame) -> str:
 
 def _path(cells: str | Path, row: dict | pd.Series) -> Path:
     """The trace of a row of a table of episodes."""
-    return trace_path(Path(cells) / "_".join((row["model"], row["runtime"], row["split"])), row["task_id"])
+    return trace_path(Path(cells) / Cell(row["model"], row["runtime"], row["split"]).name, row["task_id"])
 
 
 def _told(turn: Turn) -> tuple[str, str]:

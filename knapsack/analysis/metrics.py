@@ -29,16 +29,16 @@ import pandas as pd
 from tqdm import tqdm
 
 from knapsack.analysis.statistics import mean_interval
-from knapsack.files import CorruptFileError, read_json, read_sealed, write_text
 from knapsack.names import block_names
-from knapsack.runs import Run, project_folder
+from knapsack.runs import CorruptFileError, Run, project_folder, read_json, read_sealed, write_text
 from knapsack.runtime import RUNTIME_KINDS
 from knapsack.tasks import Task
-from knapsack.traces import Trace, details_path, read_trace, result_path
+from knapsack.traces import Cell, Trace, details_path, read_trace, result_path, task_id_of, trace_path
 
 MODELS = ("base", "persistent", "stateless", "teacher")  # the order of rows in every table
 RUNTIMES = RUNTIME_KINDS
 SPLITS = ("easy", "hard")
+SHORT = {"persistent": "P", "stateless": "S"}
 EPISODE_COLUMNS = (
     "model,runtime,split,task_id,status,score,solved,finish_reason,turns,prompt_tokens,completion_tokens,total_tokens,"
     "seconds,tool_calls,name_errors,missing_bindings,cap_hits,other_errors,protocol_errors,inspected"
@@ -59,7 +59,7 @@ def source_folder(run: Run, source: str = "run", published_folder: str = "") -> 
     A relative ``published_folder`` lies below the checkout. Raises ValueError for values that do not go together,
     or a run folder with evaluations of its own, and FileNotFoundError for a folder that is not there.
     """
-    own = run.folder / "evaluations"
+    own = run.evaluations
     if source not in ("run", "published"):
         raise ValueError(f'source = {source!r}: needs "run" or "published"')
     if (source == "published") != bool(published_folder):
@@ -98,17 +98,16 @@ def read_cells(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         )
     found = []
     for cell in cells:
-        parts = cell.name.rsplit("_", 2)
-        if len(parts) != 3 or parts[1] not in RUNTIMES:
+        named = Cell.of(cell.name)
+        if named is None:
             raise CorruptFileError(f"{cell} is not named <model>_<runtime>_<split>; move it out of {folder}")
-        key = dict(zip(("model", "runtime", "split"), parts, strict=True))
-        names = {path.name.removesuffix(".json").removesuffix(".trace") for path in cell.glob("knapsack/*.json")}
+        key, known = vars(named), {task_id_of(path) for path in cell.glob("knapsack/*.json")}
         ours = (cell / "settings.json").exists() or (cell / "details").is_dir()
         if ours:
-            names |= {path.stem for path in cell.glob("details/*.json")}
+            known |= {task_id_of(path) for path in cell.glob("details/*.json")}
             settings = read_sealed(cell / "settings.json", "run notebook 04 again: it writes the file again")
-            names |= {f"knapsack-{task_id}" for task_id in settings.get("task_ids", ())}
-        found += [(key, ours, cell / "knapsack" / f"{name}.trace.json") for name in sorted(names)]
+            known |= set(settings.get("task_ids", ()))
+        found += [(key, ours, trace_path(cell, task_id)) for task_id in sorted(known)]
     episodes, turns = [], []
     for key, ours, path in tqdm(found, unit="trace", desc="reading", mininterval=1, delay=5):
         row, spent = _read_episode(path, ours, folder, key["split"])
@@ -121,7 +120,7 @@ def read_cells(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _read_episode(path: Path, ours: bool, folder: Path, split: str) -> tuple[dict, list[dict]]:
     """The row of an episode, and those of its turns if it was completed."""
-    result, task_id = result_path(path), path.name.removesuffix(".trace.json").removeprefix("knapsack-")
+    result, task_id = result_path(path), task_id_of(path)
     last = details_path(path) if ours else result
     if not last.exists():  # it is written last, so the episode was broken off, or never begun
         return {"task_id": task_id, "status": "missing"}, []
@@ -198,11 +197,26 @@ def turn_rows(trace: Trace) -> list[dict]:
     return rows
 
 
+def cell_name(model: str, runtime: str) -> str:
+    """P→S stands for the persistent-trained model in the stateless runtime."""
+    return f"{SHORT.get(model, model)}→{SHORT.get(runtime, runtime)}"
+
+
+def completed(episodes: pd.DataFrame) -> pd.DataFrame:
+    """The scored episodes of a table of episodes."""
+    return episodes[episodes["status"] == "completed"]
+
+
+def later_turns(turns: pd.DataFrame) -> pd.DataFrame:
+    """The turns with code that parses, after a turn of the episode that bound a name."""
+    return turns[(turns["names_bound"] > 0) & turns["names_needed"].notna()]
+
+
 def cell_table(episodes: pd.DataFrame, n_resamples: int = 5000, seed: int = 0) -> pd.DataFrame:
     """One row a cell with CELL_COLUMNS; intervals from ``n_resamples`` seeded resamples of the cell's episodes."""
     rows = []
     for key, group in episodes.groupby(["model", "runtime", "split"], sort=False):
-        done = group[group["status"] == "completed"]
+        done = completed(group)
         mean = done.mean(numeric_only=True)
         low, high = mean_interval(done["score"].to_numpy(float), n_resamples, seed)
         row = dict(zip(("model", "runtime", "split"), key, strict=True)) | {"n": len(done)}
@@ -227,7 +241,7 @@ def write_results(
 
     ``folder`` is that of the cells; without it, the run's evaluations.
     """
-    episodes, turns = read_cells(run.folder / "evaluations" if folder is None else folder)
+    episodes, turns = read_cells(run.evaluations if folder is None else folder)
     cells = cell_table(episodes, n_resamples, seed)
     for name, frame in (("episodes", episodes), ("turns", turns), ("cells", cells)):
         write_csv(run.results / f"{name}.csv", frame)

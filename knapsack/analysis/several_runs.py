@@ -14,11 +14,10 @@ import pandas as pd
 
 from knapsack.analysis import estimates
 from knapsack.analysis.figures.seeds import seeds
-from knapsack.analysis.figures.style import Drawing, NothingToShow, cell_name
-from knapsack.analysis.metrics import EPISODE_COLUMNS, NUMBERS
+from knapsack.analysis.figures.style import Drawing, NothingToShow
+from knapsack.analysis.metrics import EPISODE_COLUMNS, NUMBERS, cell_name
 from knapsack.analysis.tables import Table, listed, save
-from knapsack.files import CorruptFileError, as_json, read_json, read_sealed
-from knapsack.runs import Run, project_folder
+from knapsack.runs import CorruptFileError, Run, as_json, project_folder, read_json, read_sealed
 from knapsack.runtime import KINDS
 
 STEPS = {"01_generate": "tasks", "02_traces": "traces", "03_finetune": "training", "04_evaluate": "sampling"}

@@ -8,10 +8,9 @@ import math
 
 import pandas as pd
 
-from knapsack.analysis.card import later_turns
 from knapsack.analysis.causes import CAUSES
 from knapsack.analysis.conduct import Conduct
-from knapsack.analysis.figures.style import cell_name
+from knapsack.analysis.metrics import cell_name, completed, later_turns
 from knapsack.analysis.statistics import PP, PS, SP, SS, paired, ratio_interval, share_interval
 from knapsack.analysis.tables import Table, between, number
 from knapsack.runtime import KINDS
@@ -63,7 +62,7 @@ def spread_table(episodes: pd.DataFrame, turns: pd.DataFrame) -> pd.DataFrame:
 
     SPREAD_COLUMNS, two rows a cell: n episodes or replies of known length; quantiles by linear interpolation.
     """
-    done = episodes[episodes["status"] == "completed"]
+    done = completed(episodes)
     replies = turns.merge(done[[*CELL, "task_id"]])
     rows = []
     for key, group in done.groupby(CELL, sort=False):
@@ -101,7 +100,7 @@ def recovery_table(episodes: pd.DataFrame, conduct: Conduct, n_resamples: int = 
     after the first error with no new item behind it.
     """
     rows = []
-    for key, group in episodes[episodes["status"] == "completed"].groupby(CELL, sort=False):
+    for key, group in completed(episodes).groupby(CELL, sort=False):
         hit = int((group["missing_bindings"] > 0).sum())
         own = _of(conduct.recoveries, key)
         last = own.sort_values("turn", kind="stable").drop_duplicates("task_id", keep="last")
@@ -150,7 +149,7 @@ def reuse_table(
     reads before binding them; ``leaning``, the share of them that read any. 95 % intervals from resampled episodes.
     """
     rows = []
-    for key, group in episodes[episodes["status"] == "completed"].groupby(CELL, sort=False):
+    for key, group in completed(episodes).groupby(CELL, sort=False):
         sums = _of(conduct.turns, key).groupby("task_id")[["restated", "repeated", "new"]].sum()
         code, again = sums.sum(axis=1), sums["restated"] + sums["repeated"]
         restated = _rate(sums["restated"], code, n_resamples, seed)[0]
@@ -190,7 +189,7 @@ def causes_table(failures: pd.DataFrame, episodes: pd.DataFrame) -> pd.DataFrame
 
     A row per cell of which the teacher played a task in the same runtime; the teacher's own are left out.
     """
-    done = episodes[episodes["status"] == "completed"]
+    done = completed(episodes)
     teacher = done[done["model"] == "teacher"]
     best = set(zip(teacher["runtime"], teacher["split"], teacher["task_id"], strict=True))
     occur = [cause for cause in CAUSES if cause in set(failures["cause"])]

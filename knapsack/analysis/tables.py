@@ -16,12 +16,10 @@ from pandas.io.formats.style import Styler
 
 from knapsack import prompts
 from knapsack.analysis import statistics
-from knapsack.analysis.figures.style import cell_name
-from knapsack.analysis.metrics import write_csv
-from knapsack.files import write_text
-from knapsack.runs import Run
+from knapsack.analysis.metrics import cell_name, write_csv
+from knapsack.runs import Run, write_text
 from knapsack.runtime import KINDS
-from knapsack.traces import Trace, read_trace, trace_path
+from knapsack.traces import Trace, read_trace, task_id_of, trace_path
 from knapsack.training_data import PAPER_KEPT, PAPER_PAIRS, keep_pairs, read_rows, training_row
 
 FORMATS = ("md", "tex", "html")
@@ -208,7 +206,7 @@ def training_traces(run: Run, tokenizer=None) -> TrainingTraces | None:
     if not all(path.exists() for path in paths):
         return None
     names = [sorted(path.name for path in (run.traces(kind) / "knapsack").glob("*.trace.json")) for kind in KINDS]
-    ids = [name.removesuffix(".trace.json").removeprefix("knapsack-") for name in names[0] if name in set(names[1])]
+    ids = [task_id_of(name) for name in names[0] if name in set(names[1])]
     rows, rest = [], []
     used = [{json.dumps(row, sort_keys=True) for row in read_rows(path)} for path in paths]
     for task_id in ids:

@@ -19,8 +19,8 @@ from knapsack.endpoints import chat_api
 from knapsack.endpoints.chat_api import LastingError, PassingError, error_detail, root_cause, without_control_tokens
 from knapsack.endpoints.endpoint import Endpoint, EndpointError, packages, service
 from knapsack.endpoints.reply_cache import ReplyCache
-from knapsack.files import digest
 from knapsack.prompts import Message
+from knapsack.runs import digest
 
 PROBE = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say OK."}]
 PROBE_TOKENS = 64  # room for a short thought: some models refuse a limit that ends within one

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from knapsack.agent import Reply
-from knapsack.files import CorruptFileError, digest, unwritable
+from knapsack.runs import CorruptFileError, digest, unwritable
 
 REMEDY = "delete it and run again: finished episodes are kept, other replies and the count of tokens are lost"
 PATIENCE = 60.0  # seconds to wait for another process that writes

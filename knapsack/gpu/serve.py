@@ -22,9 +22,8 @@ from pathlib import Path
 import yaml
 
 from knapsack.adapters import check_adapter
-from knapsack.files import read_json, write_text
 from knapsack.preflight.sizes import local_folder
-from knapsack.runs import Run, open_run, project_folder
+from knapsack.runs import Run, open_run, project_folder, read_json, write_text
 from knapsack.runtime import KINDS
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # all that vLLM has for --max-lora-rank

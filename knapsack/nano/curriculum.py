@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from knapsack.prompts import Message, observation_message
-from knapsack.runtime import KINDS, Runtime
+from knapsack.runtime import KINDS, Runtime, undefined_name
 from knapsack.tasks import pool_id
 
 
@@ -141,7 +141,7 @@ class ToyStudent:
         observation = json.loads(last)
         output = observation["output"]
         if observation["error"]:
-            name = re.search(r"name '(\w+)'", observation["error"]).group(1)
+            name = undefined_name(observation["error"])
             self.style, self.phase, self.carried = "stateless", "look", ""  # one self-contained block from now on
             return self._say("recover", name=name)
         if self.style == "stateless" and " = " in output:

@@ -6,7 +6,6 @@ is shipped in ``nano/base/``. Its sizes are ours, chosen to fit two cores; nothi
 
 import math
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -31,19 +30,6 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-def base_folder() -> Path:
-    """The shipped base. Raises FileNotFoundError with the command that makes it."""
-    folder = Path(__file__).parent / "base"
-    if not (folder / "model.safetensors").exists():
-        raise FileNotFoundError(f"{folder} holds no model; make it with: python -m knapsack.nano.training")
-    return folder
-
-
-def card() -> str:
-    """What the base is and what it has seen, as Markdown."""
-    return (base_folder() / "README.md").read_text(encoding="utf-8")
 
 
 def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -17,10 +17,9 @@ from tqdm import tqdm
 
 from knapsack import prompts
 from knapsack.agent import EpisodeSettings, episode, run_alone
-from knapsack.files import read_json, write_json, write_text
 from knapsack.nano import curriculum
 from knapsack.nano import model as nano
-from knapsack.runs import provenance
+from knapsack.runs import provenance, read_json, write_json, write_text
 from knapsack.runtime import KINDS, interpreter_pool
 from knapsack.tasks import KnapsackConfig, sample_task
 from knapsack.teacher import RuleTeacher

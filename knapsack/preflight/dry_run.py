@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from knapsack.evaluate import Cell, Settings
+from knapsack.evaluate import Settings
 from knapsack.preflight.checks import Missing, config_of, disk_need, needs_gpu, read_places, read_subjects
 from knapsack.preflight.sizes import has_weights, local_folder, read_shape
 from knapsack.preflight.tokens import (
@@ -24,6 +24,7 @@ from knapsack.preflight.tokens import (
 )
 from knapsack.runtime import KINDS, interpreter_pool
 from knapsack.tasks import Task, preset, sample_split
+from knapsack.traces import Cell
 
 # What the models of the committed default run wrote in notebook 04 (489,325 tokens) over what their teacher wrote on
 # the same tasks: models lose their way, above all the base and those away from home.

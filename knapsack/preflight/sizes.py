@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from knapsack.files import read_json
+from knapsack.runs import read_json
 
 TOLD = 12  # bytes of an episode's files per token: 3.2 a character in the default run, 4 characters a token at most
 

@@ -12,12 +12,13 @@ import pandas as pd
 
 from knapsack import agent
 from knapsack.agent import Episode, EpisodeSettings
-from knapsack.evaluate import Cell, Settings
+from knapsack.evaluate import Settings
 from knapsack.preflight.sizes import local_folder
 from knapsack.runtime import KINDS, Kind, interpreter_pool
 from knapsack.sandbox import InterpreterPool
 from knapsack.tasks import Task
 from knapsack.teacher import RuleTeacher
+from knapsack.traces import Cell
 from knapsack.training_data import MARGIN, rejection
 
 SAMPLED = 10  # tasks that the teacher plays for an estimate

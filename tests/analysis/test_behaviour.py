@@ -14,8 +14,7 @@ from transformers import AutoTokenizer
 from knapsack import agent, traces
 from knapsack.agent import Episode, EpisodeSettings, Turn
 from knapsack.analysis import behaviour
-from knapsack.files import read_json
-from knapsack.nano import model as nano
+from knapsack.runs import find_base, read_json
 from knapsack.runtime import Observation
 from knapsack.sandbox import interpreter_pool
 from knapsack.tasks import Task
@@ -26,7 +25,7 @@ RECORDS = "{'item_a': (7, 94, 'C'), 'item_b': (15, 43, 'O')}"
 
 @functools.cache
 def tokenizer():
-    return AutoTokenizer.from_pretrained(nano.base_folder())
+    return AutoTokenizer.from_pretrained(find_base("nano"))
 
 
 def told(*turns: tuple[str, str], task: Task | None = None) -> Episode:

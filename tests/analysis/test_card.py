@@ -10,8 +10,7 @@ from knapsack import agent, traces
 from knapsack.agent import EpisodeSettings
 from knapsack.analysis import metrics
 from knapsack.analysis.card import VERDICTS, first_uses, model_card, outcome, verdict
-from knapsack.files import write_sealed
-from knapsack.runs import Run
+from knapsack.runs import Run, write_sealed
 from knapsack.runtime import KINDS, interpreter_pool
 from knapsack.tasks import sample_split
 from knapsack.teacher import RuleTeacher

@@ -9,7 +9,7 @@ from knapsack import traces
 from knapsack.agent import Episode
 from knapsack.analysis import behaviour, causes
 from knapsack.analysis.causes import Failure
-from knapsack.files import read_json
+from knapsack.runs import read_json
 from knapsack.sandbox import interpreter_pool
 from knapsack.tasks import Item, Task, optimum
 

@@ -8,8 +8,7 @@ from scipy import stats
 
 from knapsack.analysis import claims, statistics, tables
 from knapsack.analysis.claims import IN_SIZE, LARGER, NOT_REPRODUCED, NOT_TESTABLE, REPRODUCED, SMALLER
-from knapsack.files import write_text
-from knapsack.runs import Run
+from knapsack.runs import Run, write_text
 
 CELLS = {  # (model, runtime): score, tokens, episodes that miss a name
     ("persistent", "persistent"): (0.7, 1000, 0),

@@ -8,8 +8,7 @@ import scripted
 
 from knapsack.analysis import conduct, excerpts, metrics
 from knapsack.analysis.causes import CAUSES
-from knapsack.files import write_text
-from knapsack.runs import Run
+from knapsack.runs import Run, write_text
 from knapsack.tasks import sample_split, write_tasks
 from knapsack.traces import read_trace, trace_path
 
@@ -141,7 +140,7 @@ def test_the_episode_shown_is_the_shortest_that_misses_a_name(played):
 def test_an_episode_of_one_turn_is_shown(tmp_path):
     run = Run(scripted.write_run(tmp_path, 1, ("easy",), [("base", "persistent")]))
     episodes, _ = metrics.read_cells(run.folder / "evaluations")
-    path = trace_path(run.evaluation("base", "persistent", "easy"), episodes["task_id"][0])
+    path = trace_path(run.evaluations / "base_persistent_easy", episodes["task_id"][0])
     assert read_trace(path).turns and "**Turn 1**" in excerpts.one_episode(run.folder / "evaluations", episodes)
 
 

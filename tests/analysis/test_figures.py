@@ -21,8 +21,7 @@ from knapsack.analysis.behaviour import ERRORS, PARTS
 from knapsack.analysis.conduct import Conduct, read_conduct
 from knapsack.analysis.figures import conduct_figures, idea, quality, style
 from knapsack.analysis.figures.style import CELL, NothingToShow
-from knapsack.files import write_text
-from knapsack.runs import Run
+from knapsack.runs import Run, write_text
 from knapsack.runtime import Observation
 from knapsack.tasks import sample_split, write_tasks
 from knapsack.traces import read_trace, trace_path

@@ -8,8 +8,7 @@ from damage import HOW, damage
 
 from knapsack import traces
 from knapsack.analysis import metrics
-from knapsack.files import CorruptFileError
-from knapsack.runs import Run
+from knapsack.runs import CorruptFileError, Run
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +116,7 @@ def test_the_persistent_model_misses_names_only_in_the_stateless_runtime(run):
 
 def test_unscored_tasks_are_counted_and_in_no_mean(run):
     before = metrics.write_results(run, 100)[1].set_index(["model", "runtime", "split"])
-    cell = run.evaluation("stateless", "persistent", "easy")
+    cell = run.evaluations / "stateless_persistent_easy"
     gone, stopped = sorted((cell / "knapsack").glob("*.trace.json"))[:2]
     for path in (gone, traces.result_path(gone), traces.details_path(gone)):
         path.unlink()
@@ -134,7 +133,7 @@ def test_unscored_tasks_are_counted_and_in_no_mean(run):
 
 
 def test_an_episode_that_others_could_not_finish_is_unscored(run):
-    cell = run.evaluation("stateless", "persistent", "easy")
+    cell = run.evaluations / "stateless_persistent_easy"
     shutil.rmtree(cell / "details")  # as if downloaded
     (cell / "settings.json").unlink()
     failed = traces.result_path(next((cell / "knapsack").glob("*.trace.json")))
@@ -148,7 +147,7 @@ def test_an_episode_that_others_could_not_finish_is_unscored(run):
 @pytest.mark.parametrize("name", ["trace", "result", "details", "settings"])
 @pytest.mark.parametrize("how", HOW)
 def test_a_damaged_file_is_named_and_never_counted_as_something_else(run, name, how):
-    cell = run.evaluation("base", "persistent", "easy")
+    cell = run.evaluations / "base_persistent_easy"
     trace = next(cell.glob("knapsack/*.trace.json"))
     path = {"trace": trace, "result": traces.result_path(trace), "details": traces.details_path(trace)}.get(name)
     path = path or cell / "settings.json"
@@ -163,7 +162,7 @@ def test_a_damaged_file_is_named_and_never_counted_as_something_else(run, name, 
 
 
 def test_a_cell_without_any_episode_is_a_row(run):
-    cell = run.evaluation("base", "persistent", "hard")
+    cell = run.evaluations / "base_persistent_hard"
     shutil.rmtree(cell / "knapsack")
     shutil.rmtree(cell / "details")
     cells = metrics.write_results(run, 100)[1].set_index(["model", "runtime", "split"])
@@ -174,11 +173,11 @@ def test_a_cell_without_any_episode_is_a_row(run):
 def test_bad_input_is_named(run, tmp_path):
     with pytest.raises(FileNotFoundError, match="notebook 04"):
         metrics.read_cells(tmp_path / "nowhere")
-    path = next(run.evaluation("base", "persistent", "easy").glob("knapsack/*.trace.json"))
+    path = next((run.evaluations / "base_persistent_easy").glob("knapsack/*.trace.json"))
     path.write_text(path.read_text()[:-100])
     with pytest.raises(CorruptFileError, match=path.name):
         metrics.write_results(run, 100)
-    shutil.rmtree(run.evaluation("base", "persistent", "easy"))
-    shutil.copytree(run.evaluation("base", "stateless", "easy"), run.folder / "evaluations" / "odd")
+    shutil.rmtree(run.evaluations / "base_persistent_easy")
+    shutil.copytree(run.evaluations / "base_stateless_easy", run.folder / "evaluations" / "odd")
     with pytest.raises(CorruptFileError, match="odd is not named"):
         metrics.write_results(run, 100)

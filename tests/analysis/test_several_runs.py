@@ -11,8 +11,7 @@ from matplotlib.text import Text
 from knapsack.analysis import estimates, metrics, several_runs
 from knapsack.analysis.figures import style
 from knapsack.analysis.figures.seeds import seeds
-from knapsack.files import CorruptFileError, write_json, write_sealed
-from knapsack.runs import Run
+from knapsack.runs import CorruptFileError, Run, write_json, write_sealed
 
 TRAINED = [(model, runtime) for model in ("persistent", "stateless") for runtime in ("persistent", "stateless")]
 CELLS = [("base", "persistent"), *TRAINED, ("teacher", "persistent")]

@@ -8,8 +8,7 @@ import scripted
 
 from knapsack import traces, training_data
 from knapsack.analysis import metrics, tables
-from knapsack.files import write_sealed
-from knapsack.runs import Run
+from knapsack.runs import Run, write_sealed
 from knapsack.runtime import KINDS
 from knapsack.tasks import sample_split
 

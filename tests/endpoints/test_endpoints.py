@@ -44,11 +44,11 @@ from knapsack.endpoints.endpoint import (
     read_served,
 )
 from knapsack.endpoints.reply_cache import ReplyCache
-from knapsack.evaluate import Cell, EvaluationError, Settings, evaluate
-from knapsack.files import read_json
-from knapsack.runs import open_run
+from knapsack.evaluate import EvaluationError, Settings, evaluate
+from knapsack.runs import open_run, read_json
 from knapsack.runtime import KINDS, RUNTIME_KINDS
 from knapsack.tasks import sample_split, sample_task, write_tasks
+from knapsack.traces import Cell
 
 OPENING = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"}]
 LATER = [*OPENING, {"role": "assistant", "content": "Two."}, {"role": "user", "content": "Sure?"}]
@@ -613,7 +613,7 @@ def test_a_server_that_dies_scores_nothing_and_the_resumed_run_ends_like_an_undi
         play(run, server, CELLS, 3, settings, key_variable="SERVED_KEY")
         assert episodes(run) == expected
         assert needed - 15 <= len(server.requests) <= needed - 15 + 1  # what was on its way when the run stopped
-    record = read_json(run.evaluation("served", "stateless", "easy") / "settings.json")
+    record = read_json(run.evaluations / "served_stateless_easy" / "settings.json")
     assert record["endpoint"] == {"url": server.url, "model": "m"} and record["base_digest"] is None
     written = [path.read_text(errors="replace") for path in run.folder.rglob("*") if path.is_file()]
     assert len(written) > 12 and not [text for text in written if "sk-very-secret" in text]

@@ -10,7 +10,7 @@ from damage import damage
 
 from knapsack.agent import Reply
 from knapsack.endpoints.reply_cache import ReplyCache
-from knapsack.files import CorruptFileError
+from knapsack.runs import CorruptFileError
 
 REPLIES = {f"key{number}": Reply("x" * 40 * number, number + 1, 2) for number in range(100)}
 WRITER = """

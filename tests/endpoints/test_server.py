@@ -17,14 +17,13 @@ from scripted import CONFIG, block, play
 
 from knapsack import agent, models, prompts, traces
 from knapsack.endpoints.endpoint import Endpoint
-from knapsack.evaluate import Cell, Settings, evaluate
-from knapsack.files import file_digest, write_json, write_sealed, write_text
+from knapsack.evaluate import Settings, evaluate
 from knapsack.finetune import Recipe, finetune
 from knapsack.gpu import serve
-from knapsack.nano import model as nano
-from knapsack.runs import open_run
+from knapsack.runs import file_digest, find_base, open_run, write_json, write_sealed, write_text
 from knapsack.runtime import KINDS, interpreter_pool
 from knapsack.tasks import read_tasks, sample_split, sample_task, write_tasks
+from knapsack.traces import Cell
 from knapsack.training_data import training_row
 
 # Two short replies that even few training steps teach; without the first one's name, the second one fails.
@@ -56,9 +55,9 @@ def server(run, tmp_path_factory):
     its base is loaded with it and not merged.
     """
     place = tmp_path_factory.mktemp("models")
-    (place / "base").symlink_to(nano.base_folder())
+    (place / "base").symlink_to(find_base("nano"))
     (place / "persistent").mkdir()
-    for path in [*run.adapter("persistent").iterdir(), *nano.base_folder().iterdir()]:
+    for path in [*run.adapter("persistent").iterdir(), *find_base("nano").iterdir()]:
         if not (place / "persistent" / path.name).exists():
             (place / "persistent" / path.name).symlink_to(path)
     with socket.socket() as free:
@@ -165,7 +164,7 @@ def test_the_command_becomes_vllm_with_both_adapters_by_name(finished, tmp_path)
     shown, said = ended.stdout.splitlines()
     started, environment = json.loads(said)
     assert shlex.split(shown) == started and environment["VLLM_NO_USAGE_STATS"] == "1"
-    assert started[:5] == [str(program), "serve", str(nano.base_folder()), "--served-model-name", "base"]
+    assert started[:5] == [str(program), "serve", str(find_base("nano")), "--served-model-name", "base"]
     place = started.index("--lora-modules")
     modules = [json.loads(text) for text in started[place + 1 : place + 3]]
     assert [(each["name"], each["path"]) for each in modules] == [(kind, str(finished.adapter(kind))) for kind in KINDS]

@@ -12,13 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from knapsack import prompts
 from knapsack.nano import curriculum, training
 from knapsack.nano import model as nano
+from knapsack.runs import find_base
 from knapsack.runtime import interpreter_pool
 from knapsack.tasks import pool_id
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(nano.base_folder())
+    return AutoTokenizer.from_pretrained(find_base("nano"))
 
 
 @pytest.fixture(scope="module")
@@ -106,16 +107,16 @@ def test_training_lowers_the_loss(tokenizer):
 
 
 def test_the_shipped_base_is_small_and_says_how_it_was_made():
-    folder = nano.base_folder()
+    folder = find_base("nano")
     record = json.loads((folder / "training.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert (folder / "model.safetensors").stat().st_size < 8_000_000
     assert record["parameters"] == sum(p.numel() for p in model.parameters()) < 3_000_000
-    assert record["command"] in nano.card()
+    assert record["command"] in (find_base("nano") / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_shipped_base_copies_a_long_record_exactly(tokenizer):
-    model = AutoModelForCausalLM.from_pretrained(nano.base_folder())
+    model = AutoModelForCausalLM.from_pretrained(find_base("nano"))
     source = random.Random(1)
     records = {
         pool_id(k): (source.randint(5, 50), source.randint(10, 500), source.choice("ABC"))

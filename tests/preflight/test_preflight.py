@@ -11,7 +11,7 @@ from endpoint_server import EndpointServer
 
 import run_notebooks
 from knapsack.agent import EpisodeSettings, episode, run_alone
-from knapsack.evaluate import Cell, Settings
+from knapsack.evaluate import Settings
 from knapsack.preflight import checks, sizes
 from knapsack.preflight.dry_run import estimate_evaluation
 from knapsack.preflight.tokens import (
@@ -29,6 +29,7 @@ from knapsack.runtime import KINDS, interpreter_pool
 from knapsack.sandbox.cpython import in_container
 from knapsack.tasks import preset, sample_split
 from knapsack.teacher import RuleTeacher
+from knapsack.traces import Cell
 from knapsack.training_data import keep_pairs, training_row
 
 NANO = Settings(max_turns=20, max_new_tokens=512, context_length=3328)

@@ -23,8 +23,7 @@ from knapsack.analysis.figures.idea import the_idea
 from knapsack.analysis.figures.quality import cost_quality, matrix, missing_bindings, paired_differences
 from knapsack.analysis.figures.style import Drawing, NothingToShow, style
 from knapsack.analysis.metrics import write_csv
-from knapsack.files import read_json, write_json, write_text
-from knapsack.runs import Run, provenance
+from knapsack.runs import Run, provenance, read_json, write_json, write_text
 
 SHOWN_WIDTH = 520  # pixels in a notebook
 

@@ -22,13 +22,13 @@ from knapsack.analysis.figures.style import (
     cell_label,
     cells_legend,
     colours_of,
-    completed,
     counts_text,
     interval_text,
     labels_text,
     legend_above,
     means,
     percent,
+    scored,
     span,
     split_axes,
 )
@@ -205,7 +205,7 @@ def _recovery_panel(part: SubFigure, recovery: pd.DataFrame) -> None:
 
 def what_fills_the_tokens(episodes: pd.DataFrame, conduct: Conduct) -> Drawing:
     """What the replies of an episode consist of, mean per cell, and the redundancy of its code."""
-    done = completed(episodes)
+    done = scored(episodes)
     sizes = done.groupby(CELL, sort=False).size()
     totals = conduct.turns.groupby(CELL, sort=False)[list(PARTS)].sum().reindex(sizes.index, fill_value=0)
     if not totals.to_numpy().sum():

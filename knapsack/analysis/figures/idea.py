@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from knapsack.agent import FENCE, Turn
-from knapsack.analysis.figures.style import COLOURS, GREY, INK, SMALLEST, WIDTH, Drawing, NothingToShow, completed
+from knapsack.analysis.figures.style import COLOURS, GREY, INK, SMALLEST, WIDTH, Drawing, NothingToShow, scored
 from knapsack.analysis.statistics import PP, PS
 from knapsack.runtime import KINDS
-from knapsack.traces import Trace, read_trace, trace_path
+from knapsack.traces import Cell, Trace, read_trace, trace_path
 from knapsack.training_data import MIN_SCORE
 
 CODE_LINES = 6  # of a turn
@@ -24,7 +24,6 @@ LINE, LETTER, PAD = 8.2, 0.60205 * SMALLEST, 3.0  # points: a line, a letter of 
 KEPT, LOST = COLOURS["persistent"], COLOURS["stateless"]
 BACK, GOOD, BAD = "#F3F3F3", "#DCEBF5", "#FADFCF"
 ENDS = {"finish_tool": "finished", "max_turns": "turn limit", "error": "ended by an error"}
-UNDEFINED = re.compile(r"name '(\w+)' is not defined")
 
 Line = tuple[str, int, str, str]  # runtime, turn from 1, part, text
 
@@ -50,13 +49,13 @@ def find_pairs(episodes: pd.DataFrame, folder: str | Path) -> list[Pair]:
     First come pairs with the same code up to that moment, then higher scores of P→P, then the order of ``episodes``.
     ``folder`` is that of the cells.
     """
-    done = completed(episodes)
+    done = scored(episodes)
     home, away = (done[(done[["model", "runtime"]] == list(cell)).all(axis=1)] for cell in (PP, PS))
     home = home[(home["finish_reason"] == "finish_tool") & (home["score"] >= MIN_SCORE)]
     both = home.merge(away[away["missing_bindings"] > 0][["split", "task_id"]], on=["split", "task_id"])
     pairs = []
     for split, task_id in zip(both["split"], both["task_id"], strict=True):
-        cells = [Path(folder) / "_".join((*cell, split)) for cell in (PP, PS)]
+        cells = [Path(folder) / Cell(*cell, split).name for cell in (PP, PS)]
         traces = tuple(read_trace(trace_path(cell, task_id)) for cell in cells)
         if found := _moment(traces[1]):
             codes = [[turn.code for turn in trace.turns[: found[0] + 1]] for trace in traces]
@@ -68,9 +67,9 @@ def _moment(trace: Trace) -> tuple[int, int, str] | None:
     """The first missing binding, the last earlier turn that has the name in its code, and the name."""
     for index, turn in enumerate(trace.turns):
         if turn.observation is not None and turn.observation.missing_binding:
-            found = UNDEFINED.search(turn.observation.error_text or "")
-            wrote = [earlier for earlier in range(index) if found and _has(trace.turns[earlier].code or "", found[1])]
-            return (index, wrote[-1], found[1]) if wrote else None
+            name = turn.observation.missing_name
+            wrote = [earlier for earlier in range(index) if name and _has(trace.turns[earlier].code or "", name)]
+            return (index, wrote[-1], name) if wrote else None
     return None
 
 
@@ -136,7 +135,7 @@ def the_idea(episodes: pd.DataFrame, folder: str | Path) -> Drawing:
     data = pd.DataFrame(lines, columns=["runtime", "turn", "part", "text"])
     data.insert(0, "split", pair.split)
     data.insert(1, "task_id", pair.task_id)
-    done, same = completed(episodes), sum(one.same for one in pairs)
+    done, same = scored(episodes), sum(one.same for one in pairs)
     tasks = int((done[["model", "runtime"]] == list(PP)).all(axis=1).sum())
     caption = (
         "Two rollouts of the model trained on persistent traces, on the same task in both runtimes: real words, code "

@@ -25,7 +25,6 @@ from knapsack.analysis.figures.style import (
     NothingToShow,
     cell_label,
     colours_of,
-    completed,
     counts_text,
     interval_text,
     label_points,
@@ -34,6 +33,7 @@ from knapsack.analysis.figures.style import (
     means,
     percent,
     present,
+    scored,
     short,
     span,
     split_axes,
@@ -62,7 +62,7 @@ def thousands(value: float, _: int) -> str:
 def matrix(episodes: pd.DataFrame, **seeded: int) -> Drawing:
     """Training × runtime: mean normalized optimality and mean total tokens of every cell, per split."""
     played = episodes[episodes["model"] != "teacher"]
-    data = means(completed(played), CELL, ("score", "total_tokens"), **seeded)
+    data = means(scored(played), CELL, ("score", "total_tokens"), **seeded)
     unscored = (played["status"] != "completed").groupby([played[name] for name in CELL]).sum()
     data["unscored"] = unscored.loc[pd.MultiIndex.from_frame(data[CELL])].to_numpy()
     splits, models = list(dict.fromkeys(data["split"])), list(dict.fromkeys(data["model"]))
@@ -107,7 +107,7 @@ def cost_quality(episodes: pd.DataFrame, **seeded: int) -> Drawing:
 
     Rings are the teacher, the reference.
     """
-    data = means(completed(episodes), CELL, ("score", "total_tokens"), **seeded)
+    data = means(scored(episodes), CELL, ("score", "total_tokens"), **seeded)
     splits, colours = list(dict.fromkeys(data["split"])), colours_of(data["model"])
     tokens = [f"total_tokens{end}" for end in ("", "_low", "_high")]
     plotted = data.assign(**data[tokens].clip(lower=1))  # the axis is logarithmic
@@ -176,7 +176,7 @@ def _crosses(ax: Axes, row: dict) -> list[Bbox]:
 def missing_bindings(episodes: pd.DataFrame) -> Drawing:
     """Share of episodes with at least one missing-binding error, per cell, with its Wilson interval."""
     rows = []
-    for key, group in completed(episodes).groupby(CELL, sort=False):
+    for key, group in scored(episodes).groupby(CELL, sort=False):
         count = int((group["missing_bindings"] > 0).sum())
         low, high = share_interval(count, len(group))
         row = dict(zip(CELL, key, strict=True)) | {"n": len(group), "episodes": count, "share": count / len(group)}
@@ -205,7 +205,7 @@ def missing_bindings(episodes: pd.DataFrame) -> Drawing:
 
 def _home_and_away(episodes: pd.DataFrame) -> list[tuple[str, tuple, tuple]]:
     """The comparisons of ``paired_differences`` that were played: (what, first cell, second cell), by split."""
-    done = completed(episodes)
+    done = scored(episodes)
     have = set(zip(done["model"], done["runtime"], done["split"], strict=True))
     models = [name for name in dict.fromkeys(done["model"]) if name not in (*KINDS, "base", "teacher")]
     wanted = [("aligned cells", PP, SS), ("home − away", PP, PS), ("home − away", SS, SP)]
@@ -233,7 +233,7 @@ def paired_differences(episodes: pd.DataFrame, margin: float = MARGIN, **seeded:
     of equivalence, and the verdict of ``equivalence``.
     """
     rows, strips = [], []
-    done = completed(episodes)
+    done = scored(episodes)
     for what, first, second in _home_and_away(episodes):
         a, b = (done[(done[["model", "runtime", "split"]] == list(cell)).all(axis=1)] for cell in (first, second))
         both = a.merge(b, on="task_id", suffixes=("_first", "_second"), validate="one_to_one").sort_values("task_id")

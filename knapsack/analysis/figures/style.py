@@ -21,13 +21,12 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 
 from knapsack.analysis.intervals import CONFIDENCE, METHOD, mean_interval
-from knapsack.analysis.metrics import RUNTIMES
+from knapsack.analysis.metrics import RUNTIMES, SHORT, completed
 
 WIDTH = 3.35  # inches; 8.5 cm
 SMALLEST = 6.0  # points
 COLOURS = {"base": "#555555", "persistent": "#0072B2", "stateless": "#D55E00", "teacher": "#009E73"}
 OTHERS = ("#CC79A7", "#E69F00", "#56B4E9")  # models that a user adds
-SHORT = {"persistent": "P", "stateless": "S"}
 SHORTEST = SHORT | {"carry-over": "C", "carry-over-announced": "C+"}
 LONGEST = 14  # characters of a model's name in a figure; its data has the whole name
 MARKERS = dict(zip(RUNTIMES, "os^D", strict=True))
@@ -65,11 +64,6 @@ def short(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 6]}…{name[-5:]}"
 
 
-def cell_name(model: str, runtime: str) -> str:
-    """P→S stands for the persistent-trained model in the stateless runtime."""
-    return f"{SHORT.get(model, model)}→{SHORT.get(runtime, runtime)}"
-
-
 def cell_label(model: str, runtime: str) -> str:
     """``cell_name`` as short as a figure needs it; ``labels_text`` explains it."""
     return f"{SHORT.get(model, short(model))}→{SHORTEST.get(runtime, runtime)}"
@@ -93,9 +87,9 @@ def colours_of(models: Iterable[str]) -> dict[str, str]:
     return COLOURS | dict(zip(sorted(set(models) - set(COLOURS)), cycle(OTHERS), strict=False))
 
 
-def completed(episodes: pd.DataFrame) -> pd.DataFrame:
-    """The scored episodes; NothingToShow if there are none."""
-    done = episodes[episodes["status"] == "completed"]
+def scored(episodes: pd.DataFrame) -> pd.DataFrame:
+    """The ``completed`` episodes; NothingToShow if there are none."""
+    done = completed(episodes)
     if done.empty:
         raise NothingToShow("No cell has a completed episode to show: run notebook 04 first, or see what went wrong.")
     return done
@@ -132,7 +126,7 @@ def interval_text(n_resamples: int, seed: int) -> str:
 
 def counts_text(episodes: pd.DataFrame) -> str:
     """How many episodes of a cell were scored, per split, and how many were not in all."""
-    done = completed(episodes)
+    done = scored(episodes)
     sizes = done.groupby(CELL, sort=False).size()
     parts = [f"{span(sizes[split])} {split}" for split in dict.fromkeys(done["split"])]
     return f"n = {', '.join(parts)} episodes a cell; unscored: {len(episodes) - len(done)}."
