@@ -68,7 +68,7 @@ def save_adapter(model, tokenizer, recipe: Recipe, output: Path, base: str) -> t
     config = read_json(partial / "adapter_config.json") | {"base_model_name_or_path": base}
     config |= {"auto_mapping": None, "target_modules": sorted(recipe.target_modules)}  # in one order, without extras
     write_json(partial / "adapter_config.json", config)
-    write_text(partial / "chat_template.jinja", template_of(tokenizer).jinja())
+    write_text(partial / "chat_template.jinja", template_of(tokenizer).jinja)
     os.replace(partial, adapter)
     digests = {path.name: file_digest(path) for path in sorted(adapter.iterdir())}
     return (adapter / "adapter_model.safetensors").stat().st_size, digests

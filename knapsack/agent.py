@@ -98,7 +98,10 @@ def episode(
     settings: EpisodeSettings,
     pool: InterpreterPool | None = None,
 ) -> Generator[list[Message], Reply, Episode]:
-    """Play one episode: yields the conversation so far, is sent the next Reply, returns the Episode."""
+    """Play one episode: yields the conversation so far, is sent the next Reply, returns the Episode.
+
+    The conversation is what a model reads (see ``prompts.message``); a Turn keeps the reply as it was written.
+    """
     environment = KnapsackEnvironment(task)
     messages = prompts.opening(task, kind, settings.max_tool_calls, settings.detail)
     result = Episode(task, kind, messages)
@@ -111,7 +114,7 @@ def episode(
                 result.finish_reason, result.error = "error", str(full)
                 break
             text = reply.text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair fits no file
-            messages.append({"role": "assistant", "content": text})
+            messages.append(prompts.message("assistant", text))
             code, problem = code_block(text)
             observation = None
             if code is None:

@@ -18,9 +18,9 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
 from knapsack import prompts
 from knapsack.agent import ContextFull, Reply
-from knapsack.chat_template import encoder_of
+from knapsack.chat_template import template_of
 from knapsack.prompts import Message
-from knapsack.runs import find_base
+from knapsack.runs import find_base, stream
 
 PREFILL_STEP = 32  # prompts are padded to multiples of this: few shapes, for which kernels are prepared once
 PREFILL_MOST = 2048  # tokens read at once: attention may take memory for heads × these × all tokens before them
@@ -106,9 +106,11 @@ class LocalModel:
         self.slots, self.context_length, self.max_new_tokens = slots, context_length, max_new_tokens
         self.temperature, self.seed = temperature, seed
         ends = getattr(model.generation_config, "eos_token_id", None)
-        self._encoder = encoder_of(tokenizer)
-        own_end = self._encoder.marks(self._encoder.template.end)
-        self._ends = {*own_end, *(ends if isinstance(ends, list) else [ends])}
+        template = template_of(tokenizer)
+        own_end = tokenizer.convert_tokens_to_ids(template.end)
+        self._ends = {own_end, *(ends if isinstance(ends, list) else [ends])}
+        first_word = tokenizer(template.lead + "a", add_special_tokens=False)["input_ids"]
+        self._lead = template.lead if tokenizer.decode(first_word).startswith(template.lead) else ""  # else cut by it
         self._cache = SlotCache(slots, context_length)
         self._slots = [_Slot() for _ in range(slots)]
 
@@ -130,7 +132,7 @@ class LocalModel:
         known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         self._prefill(slot, known, prompt[known:-1])
         state.cached, state.prompt, state.new = prompt[:-1], prompt, []
-        state.noise = random.Random(f"{self.seed}|{key}|{len(prompt)}")
+        state.noise = stream(self.seed, key, len(prompt))
 
     def _prefill(self, slot: int, start: int, tokens: list[int]) -> None:
         """Keys and values of ``tokens``, the first of them at position ``start``; padding is overwritten later."""
@@ -169,7 +171,7 @@ class LocalModel:
             stopped = chosen[slot] in self._ends
             if stopped or len(state.new) >= min(self.max_new_tokens, self.context_length - len(state.prompt)):
                 state.noise = None
-                text = self._encoder.read(state.new)
+                text = self.tokenizer.decode(state.new, skip_special_tokens=True).removeprefix(self._lead)
                 finished.append((slot, Reply(text, len(state.prompt), len(state.new), stopped)))
         return finished
 

@@ -5,10 +5,12 @@ fits it. Two lengths exist: "full" for language models, "compact" for the scale 
 """
 
 import json
+import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
-from knapsack.chat_template import encoder_of
+from knapsack.chat_template import as_text, template_of
 from knapsack.runtime import KINDS, Kind, Observation
 from knapsack.tasks import Task
 
@@ -18,6 +20,12 @@ DETAILS: tuple[Detail, ...] = ("full", "compact")
 
 NO_CODE = "ProtocolError: the reply holds no python code block; write exactly one"
 MANY_CODE = "ProtocolError: the reply holds {count} code blocks; write exactly one"
+# What begins a control token of some model. Behind "<": "|" (ChatML, Llama 3, Phi), its wide form (DeepSeek), a name up
+# to ">" (<s>, </s>, <end_of_turn>). Behind "[": Mistral's and GLM's names.
+NAMES = "INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_[A-Z]+|ARGS|CALL_ID|IMG|IMG_BREAK|IMG_END|AUDIO|BEGIN_AUDIO|THINK"
+NAMES += "|PREFIX|MIDDLE|SUFFIX|BOS|EOS|PAD|UNK|CLS|SEP|g?MASK|sMASK"
+CONTROL = re.compile(rf"<(?=[|｜]|/?[\w.-]+>)|\[(?=/?(?:{NAMES})\])")
+CONTROL_IN_REPLY = re.compile(rf"(?!</?think>)(?:{CONTROL.pattern})")  # chat templates of servers cut old thoughts out
 CARRIED = "the tool call limit cut this turn short: its names stay bound for the next turn, and only for it"
 
 _RUNTIME_FULL = {
@@ -106,15 +114,21 @@ capacity = {capacity}
 budget = {budget}"""
 
 
+def message(role: str, content: str) -> Message:
+    """A message of a conversation, in which nothing acts as a control token of whatever model reads it.
+
+    A space is put into what a chat template or tokenizer could take for one: ``<|im_end|>`` becomes ``< |im_end|>``,
+    ``[INST]`` becomes ``[ INST]``. Only ``<think>`` may stay, in replies.
+    """
+    return {"role": role, "content": (CONTROL_IN_REPLY if role == "assistant" else CONTROL).sub(r"\g<0> ", content)}
+
+
 def opening(task: Task, kind: Kind, max_tool_calls: int, detail: Detail = "full") -> list[Message]:
     """The system and task messages that start an episode. The carry-over kinds are introduced as stateless."""
     kind = kind if kind in KINDS else "stateless"
     if detail not in DETAILS:
         raise ValueError(f"prompt detail {detail!r}: needs one of {DETAILS}")
-    facts = {
-        "capacity": task.capacity,
-        "budget": task.inspect_budget,
-    }
+    facts = {"capacity": task.capacity, "budget": task.inspect_budget}
     if detail == "full":
         system = _SYSTEM_FULL.format(runtime=_RUNTIME_FULL[kind], cap=max_tool_calls, example=_EXAMPLE[kind])
         user = _TASK_FULL.format(classes=", ".join(task.class_names), **facts)
@@ -122,7 +136,7 @@ def opening(task: Task, kind: Kind, max_tool_calls: int, detail: Detail = "full"
         system = _SYSTEM_COMPACT.format(runtime=_RUNTIME_COMPACT[kind], cap=max_tool_calls)
         classes = f"{task.class_names[0]} to {task.class_names[-1]}"
         user = _TASK_COMPACT.format(classes=classes, **facts)
-    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+    return [message("system", system), message("user", user)]
 
 
 def observation_message(observation: Observation, kind: Kind) -> Message:
@@ -143,14 +157,12 @@ def observation_message(observation: Observation, kind: Kind) -> Message:
     }
     if announced:
         content["runtime_state"]["note"] = CARRIED
-    return {"role": "user", "content": json.dumps(content, ensure_ascii=False)}
+    return message("user", json.dumps(content, ensure_ascii=False))
 
 
 def protocol_error_message(text: str, kind: Kind, active_globals: tuple[str, ...]) -> Message:
-    """What the agent sees after a reply without exactly one code block."""
-    observation = Observation(output="", active_globals=active_globals)
-    content = json.loads(observation_message(observation, kind)["content"]) | {"error": text}
-    return {"role": "user", "content": json.dumps(content, ensure_ascii=False)}
+    """What the agent sees after a reply without exactly one code block: an observation with the error ``text``."""
+    return observation_message(Observation(output="", error_type=text, active_globals=active_globals), kind)
 
 
 @dataclass(frozen=True)
@@ -162,34 +174,26 @@ class Rendered:
 
 
 def render(messages: list[Message], tokenizer, reply_follows: bool = False) -> Rendered:
-    """Tokens of a conversation as ``tokenizer``'s model reads it (see ``templates``).
+    """Tokens of a conversation as ``tokenizer``'s model reads it (see ``chat_template``).
 
     Used for training rows (every reply with its end token is labelled) and, with ``reply_follows=True``, for
-    inference, where the text ends right before the reply. A training row therefore begins with exactly the tokens
-    of each of its inference prompts; for the hybrid Qwen3 models with thinking off that takes the empty think block
-    before every reply, unlabelled. Control tokens are set by id; contents are split as plain text, so nothing inside
-    a message can act as a control token. Raises ValueError if no supported template fits.
+    inference, where the text ends right before the reply. A training row begins with exactly the tokens of each of
+    its inference prompts: the text is cut before and after each reply, and each part is split into tokens by itself.
+    Nothing inside a message acts as a control token, wherever the conversation comes from.
+
+    Raises ValueError if no supported template fits, jinja2.TemplateError for a system message that stands alone where
+    the model has no system role.
     """
-    encoder = encoder_of(tokenizer)
-    template, marks = encoder.template, encoder.marks
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    safe = [{part: as_text(text, tokenizer) for part, text in message.items()} for message in messages]
+    options = {"chat_template": template_of(tokenizer).jinja, "add_generation_prompt": reply_follows}
+    (text,), (replies,) = render_jinja_template([safe], return_assistant_tokens_mask=True, **options)
     input_ids: list[int] = []
     labels: list[int] = []
-
-    def add(ids: list[int], learned: bool = False) -> None:
-        input_ids.extend(ids)
-        labels.extend(ids if learned else [-100] * len(ids))
-
-    before_role, role_follows, after_role = template.header.partition("{role}")
-    add(marks(template.opening))
-    for message in template.arrange(messages):
-        content = encoder.plain(template.lead + message["content"])
-        if message["role"] == "assistant":
-            add(marks(template.reply))
-            add(content + marks(template.end), learned=True)
-            add(marks(template.after))
-        else:
-            role = encoder.plain(message["role"]) if role_follows else []
-            add(marks(before_role) + role + marks(after_role) + content + marks(template.closing))
-    if reply_follows:
-        add(marks(template.reply))
+    places = [0, *(place for reply in replies for place in reply), len(text)]
+    for number, (start, end) in enumerate(pairwise(places)):
+        part = tokenizer(text[start:end], add_special_tokens=False, verbose=False)["input_ids"]
+        input_ids += part
+        labels += part if number % 2 else [-100] * len(part)
     return Rendered(input_ids, labels)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -92,6 +93,14 @@ def open_run(folder: str | Path) -> Run:
     if not os.access(path, os.W_OK):
         raise PermissionError(f"the run's folder {path} is read-only; choose another run_folder")
     return Run(path)
+
+
+def stream(seed: int, *what: object) -> random.Random:
+    """The random stream of a purpose: one for each ``seed`` and ``what`` (a name, a key, a number: told by their text).
+
+    Streams of different purposes do not depend on each other, nor on how much is drawn from them.
+    """
+    return random.Random("|".join(map(str, (seed, *what))))
 
 
 def find_base(base: str | Path) -> str | Path:

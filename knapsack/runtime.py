@@ -4,10 +4,9 @@ A *persistent* runtime keeps one namespace for the episode; a *stateless* one st
 that only the tools' own state survives (paper, section 3). *Carry-over* (paper v3) is stateless, but the namespace
 that the tool-call cap cut short is there for one more turn; silently, or announced in the observation.
 
-Model-written code runs in ``interpreters`` alone, and this module is the only one that hands it over.
+Model-written code runs in ``sandbox`` alone, and this module is the only one that hands it over.
 """
 
-import ast
 import re
 from bisect import bisect_right
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal, Self
 
+from knapsack.names import bound_names
 from knapsack.sandbox import ENGINES, Engine, InterpreterError, InterpreterPool, interpreter_pool
 
 __all__ = ["ENGINES", "KINDS", "RUNTIME_KINDS", "InterpreterError", "Observation", "Runtime", "interpreter_pool"]
@@ -169,11 +169,11 @@ class Runtime:
         if lost or not keeps:
             self._close_session()
         elif self.kind != "persistent":  # a second cut in a row: what this turn did not bind has had its turn
-            bound = self._without(self._carried - _stored_names(code), bound)
+            bound = self._without(self._carried - bound_names(code), bound)
         self._carried = frozenset(bound if keeps else ())
         undefined = undefined_name(error_text) if error_type == "NameError" else None
         missing = undefined in self._ever_bound
-        self._ever_bound.update(_stored_names(code) if lost else bound)
+        self._ever_bound.update(bound_names(code) if lost else bound)
         return Observation(
             output=printed.text,
             error_type=error_type,
@@ -238,31 +238,3 @@ def _listed(names: tuple[str, ...], limit: int) -> tuple[str, ...]:
     room = list(accumulate(len(name) for name in names))
     shown = bisect_right(room, limit)
     return names if shown == len(names) else (*names[:shown], f"[{len(names) - shown} more]")
-
-
-def _stored_names(code: str) -> set[str]:
-    """Names that running ``code`` may bind at top level, by its syntax alone; none if it cannot be parsed."""
-    names: set[str] = set()
-    closed = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
-    comprehension = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
-
-    def visit(node: ast.AST, top: bool, loop: bool) -> None:
-        """``loop``: inside a comprehension, where only ``:=`` binds a name outside."""
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.Global):
-                names.update(child.names)
-            elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
-                names.update({child.id} if top and (not loop or isinstance(node, ast.NamedExpr)) else ())
-            elif isinstance(child, ast.alias):
-                names.update({(child.asname or child.name).partition(".")[0]} if top else ())
-            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler):
-                names.update({child.name} if top and child.name else ())
-            elif isinstance(child, ast.MatchAs | ast.MatchStar | ast.MatchMapping) and top:
-                names.add(getattr(child, "name", None) or getattr(child, "rest", None) or "")
-            visit(child, top and not isinstance(child, closed), loop or isinstance(child, comprehension))
-
-    try:
-        visit(ast.parse(code), True, False)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return set()
-    return {name for name in names if name.isidentifier()}

@@ -218,8 +218,8 @@ def read_trace(path: str | Path) -> Trace:
         facts = own or (vars(cell) if cell else {})
         kind = facts.get("runtime")
         messages = [
-            {"role": "system", "content": "\n\n".join(summary["system_prompts"])},
-            {"role": "user", "content": summary["task"]},
+            prompts.message("system", "\n\n".join(summary["system_prompts"])),
+            prompts.message("user", summary["task"]),
         ]
         turns: list[Turn] = []
         for index, step in enumerate(steps):
@@ -228,8 +228,9 @@ def read_trace(path: str | Path) -> Trace:
                 seen = prompts.protocol_error_message(turn.protocol_error, kind, ())
             else:
                 seen = prompts.observation_message(turn.observation, kind)
-            seen = seen | ({"content": contents[step["turn"]]} if step["turn"] in contents else {})
-            messages += [{"role": "assistant", "content": turn.text}, seen]
+            if step["turn"] in contents:
+                seen = prompts.message("user", contents[step["turn"]])
+            messages += [prompts.message("assistant", turn.text), seen]
             turns.append(turn)
         reason = summary["finish_reason"]
         error = summary["errors"][-1] if reason == "error" and summary["errors"] else None

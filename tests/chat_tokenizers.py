@@ -26,7 +26,7 @@ def hybrid_tokenizer() -> Qwen2Tokenizer:
     tokenizer.add_tokens(list(TEMPLATES["chatml"].controls), special_tokens=True)
     names = ("<tool_call>", "</tool_call>", "<think>", "</think>")
     tokenizer.add_tokens([AddedToken(name, normalized=False, special=False) for name in names])
-    tokenizer.chat_template = TEMPLATES["qwen3"].jinja()
+    tokenizer.chat_template = TEMPLATES["qwen3"].jinja
     return tokenizer
 
 

@@ -16,7 +16,7 @@ from typing import Self
 
 from knapsack.agent import ContextFull, Reply
 from knapsack.endpoints import chat_api
-from knapsack.endpoints.chat_api import LastingError, PassingError, error_detail, root_cause, without_control_tokens
+from knapsack.endpoints.chat_api import LastingError, PassingError, error_detail, root_cause
 from knapsack.endpoints.endpoint import Endpoint, EndpointError, packages, service
 from knapsack.endpoints.reply_cache import ReplyCache
 from knapsack.prompts import Message
@@ -101,13 +101,12 @@ class Client:
 
     async def _reply(self, messages: list[Message]) -> Reply:
         turn, tries = 1 + sum(message["role"] == "assistant" for message in messages), 0
-        sent = [{"role": m["role"], "content": without_control_tokens(m["content"], m["role"])} for m in messages]
-        seed = int.from_bytes(hashlib.sha256(f"{self.seed}|{json.dumps(sent)}".encode()).digest()[:4]) >> 1
+        seed = int.from_bytes(hashlib.sha256(f"{self.seed}|{json.dumps(messages)}".encode()).digest()[:4]) >> 1
         try:
             async for attempt in self._retrying.copy():
                 with attempt:
                     tries += 1
-                    reply = await self._remembered(sent, seed)
+                    reply = await self._remembered(messages, seed)
                     if reply.prompt_tokens >= self.context_length:
                         said = f"the conversation has {reply.prompt_tokens} tokens, the context {self.context_length}"
                         raise ContextFull(said)

@@ -92,7 +92,7 @@ def _chat_template(run: Run, source: Path | str) -> Path:
         from knapsack.chat_template import template_of
 
         path = run.folder / "training" / "chat_template.jinja"
-        write_text(path, template_of(AutoTokenizer.from_pretrained(source)).jinja())
+        write_text(path, template_of(AutoTokenizer.from_pretrained(source)).jinja)
     return path
 
 

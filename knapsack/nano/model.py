@@ -11,6 +11,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from knapsack.chat_template import TEMPLATES
 from knapsack.tasks import pool_id
 
 POOL = 1024  # ids that are one token each (KnapsackConfig.nano_easy)
@@ -25,10 +26,6 @@ MEMORY, COPY, RECENCY, SHARPNESS = 2.0, 8.0, 4.0, 4.0
 WORDS = (
     r"'item_[0-9a-f]{12}': \(|\d{1,3}, (?=[\d'])|'[A-Z]'\)(?:, |\})|\d{1,3}|\\n|\n *"
     r"| ?[A-Za-z_]+| ?[^\sA-Za-z0-9_'\\]{1,3}"
-)
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -64,7 +61,7 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         model_max_length=CONTEXT,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=TEMPLATES["chatml"].jinja,
         clean_up_tokenization_spaces=False,
     )
 
