@@ -36,7 +36,6 @@ from knapsack.runs import (
     writing,
 )
 from knapsack.runtime import Engine, Kind, interpreter_pool
-from knapsack.sandbox import InterpreterPool
 from knapsack.tasks import Task, read_tasks
 from knapsack.teacher import RuleTeacher
 from knapsack.traces import Cell
@@ -137,20 +136,18 @@ def evaluate(
     if processes < 1:
         raise ValueError(f"processes = {processes}: needs at least 1")
     tasks = {split: read_tasks(run.tasks(split), counts[split]) for split in {cell.split for cell in cells}}
-    asked, keys = _places(run, {cell.model for cell in cells}, endpoints or {})
-    trained = {cell.model for cell in cells} - {"base", "teacher", *asked}
-    adapters, base_digest = {}, None
-    if {cell.model for cell in cells} - asked.keys():
-        from knapsack import models
-
-        adapters = {model: models.find_adapter(run.adapter(model)) for model in sorted(trained)}
-        base_digest = content_digest(find_base(settings.base))
+    players = {cell.model for cell in cells}
+    asked, keys = _places(run, players, endpoints or {})
+    adapters = {model: run.adapter(model) for model in sorted(players - {"base", "teacher", *asked})}
     if adapters:
         from knapsack.finetune import check_adapter
+        from knapsack.models import find_adapter
 
-        for model in adapters:
+        for model, folder in adapters.items():
+            find_adapter(folder)
             check_adapter(run.training(model))
-    digests = {model: content_digest(path) for model, path in adapters.items()}
+    base_digest = content_digest(find_base(settings.base)) if players - asked.keys() else None
+    digests = {model: content_digest(folder) for model, folder in adapters.items()}
     with ExitStack() as held:
         for folder in sorted({cell.folder(run).parent for cell in cells}):
             held.enter_context(writing(folder))
@@ -279,32 +276,33 @@ def _play(job: _Job, stop: Path) -> None:
         if stop.exists():
             raise EvaluationError(stop.read_text() or f"{job.cell.name} was stopped")
 
+    def episode(task: Task, key: str) -> Generator:
+        """The episode, which is written as it ends; an error says where it was and stops all others."""
+        began = time.monotonic()
+        try:
+            check()
+            done = yield from agent.episode(task, job.cell.runtime, limits, pool)
+            seconds = time.monotonic() - began
+            traces.write_episode(job.folder, done, job.cell.model, seconds, job.made_with[task.task_id])
+            return done
+        except EvaluationError:
+            raise
+        except Exception as error:
+            problem = f"{key}: {type(error).__name__}: {error}"
+            write_text(stop, problem)
+            raise EvaluationError(problem) from error
+
+    settings = job.settings
+    limits = agent.EpisodeSettings(settings.max_turns, settings.max_tool_calls, settings.prompt_detail)
     player = _play_endpoint if job.endpoint else _play_teacher if job.cell.model == "teacher" else _play_model
+    keys = [f"{job.cell.name}/{task.task_id}" for task in job.tasks]  # on which the draws of a local model depend
     try:
-        with interpreter_pool(job.settings.slots, engine=job.settings.engine) as pool:
-            player(job, ((task.task_id, _episode(job, task, pool, stop)) for task in job.tasks), check)
+        with interpreter_pool(settings.slots, engine=settings.engine) as pool:
+            player(job, ((key, episode(task, key)) for key, task in zip(keys, job.tasks, strict=True)), check)
     except EvaluationError:
         raise
     except Exception as error:
         raise EvaluationError(f"{job.cell.name}: {type(error).__name__}: {error}") from error
-
-
-def _episode(job: _Job, task: Task, pool: InterpreterPool, stop: Path) -> Generator:
-    """The episode of ``task``, which is written as it ends. An error says where it was and stops all others."""
-    cell, settings = job.cell, job.settings
-    limits = agent.EpisodeSettings(settings.max_turns, settings.max_tool_calls, settings.prompt_detail)
-    began = time.monotonic()
-    try:
-        done = yield from agent.episode(task, cell.runtime, limits, pool)
-        seconds = time.monotonic() - began
-        traces.write_episode(job.folder, done, cell.model, seconds, job.made_with[task.task_id])
-        return done
-    except EvaluationError:
-        raise
-    except Exception as error:
-        problem = f"{cell.name}/{task.task_id}: {type(error).__name__}: {error}"
-        write_text(stop, problem)
-        raise EvaluationError(problem) from error
 
 
 def _play_teacher(job: _Job, plays: Iterator[tuple[str, Generator]], check: Callable[[], None]) -> None:
@@ -312,7 +310,6 @@ def _play_teacher(job: _Job, plays: Iterator[tuple[str, Generator]], check: Call
 
     settings, tokenizer = job.settings, models.load_tokenizer(job.settings.base)
     for task, (_, play) in zip(job.tasks, plays, strict=True):
-        check()
         seed = settings.seed + task.seed
         agent.run_alone(play, RuleTeacher(task, job.cell.runtime, seed, tokenizer, settings.max_tool_calls))
 

@@ -21,7 +21,8 @@ from knapsack.prompts import Message
 from knapsack.runs import digest
 
 TRIES = 16  # of a request: the waits between them (``endpoint.service``) make a minute and a half
-ANSWERS = 4  # how often a reply is asked for if an answer comes that holds none, after 1 s, 2 s, 4 s
+ANSWERS = 4  # how often a reply is asked for if answers come that hold none
+FIRST_WAIT = 1.0  # seconds between the first two of them; then it doubles
 PROBE = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say OK."}]
 PROBE_TOKENS = 64  # room for a short thought: some models refuse a limit that ends within one
 INTERRUPTED = (None, "content_filter", "abort", "error")  # finish reasons that say the reply is not what the model said
@@ -50,9 +51,9 @@ class NoReply(Exception):
 class Client:
     """Asks an endpoint, from any number of threads at once.
 
-    ``temperature`` None sends none: the provider's default. ``check`` is called several times a second while an
-    answer is waited for; what it raises ends the wait. The request itself then goes on in a thread that dies with the
-    process: nothing can cancel it, and an end by ``os._exit`` would leave the other interpreters of the process open.
+    ``temperature`` None sends none: the provider's default. ``check`` is called before a request and several times a
+    second while its answer is waited for; what it raises ends the wait. The request then goes on in a thread that
+    dies with the process: nothing cancels it, and ``os._exit`` would leave the sandbox's processes to themselves.
 
     A reply that is in ``replies`` is not asked for again, and a new one goes there: so equal conversations get equal
     replies, in whichever cell they occur. No request is sent once ``max_total_tokens`` (0: no cap) are spent according
@@ -98,6 +99,7 @@ class Client:
             except BaseException as error:
                 reply.set_exception(error)
 
+        self.check()
         threading.Thread(target=ask, daemon=True).start()
         while not wait([reply], timeout=0.2).done:
             self.check()
@@ -125,7 +127,7 @@ class Client:
                 problem = f"{error}; tried {number} times" if number > 1 else str(error)
                 if not error.again:
                     break
-                time.sleep(2 ** (number - 1) if number < self._answers else 0)
+                time.sleep(FIRST_WAIT * 2 ** (number - 1) if number < self._answers else 0)
         raise EndpointError(f"turn {turn}, {self.endpoint.where}: {problem}")
 
     def _paid(self, key: str, messages: list[Message], seed: int) -> Reply:
