@@ -33,7 +33,7 @@ FULL = "This model's maximum context length is 4096 tokens. However, you request
 CONTEXT_REFUSALS = {  # what servers say when a conversation does not fit
     "openai": error(400, f"{FULL} 5012.", "context_length_exceeded", "invalid_request_error"),
     "vllm": error(400, f"{FULL} 1024 output tokens and your prompt has 3073 input tokens.", 400, "BadRequestError"),
-    "llama.cpp": error(400, "request (4390 tokens) exceeds the available context size", 400, "exceed_context_size_error"),
+    "llama.cpp": error(400, "request (4390 tokens) exceeds the context size", 400, "exceed_context_size_error"),
     "sglang": error(400, "The input (5012 tokens) is longer than the model's context length.", 400, "BadRequestError"),
 }
 

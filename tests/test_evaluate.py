@@ -99,27 +99,21 @@ def test_resumed_run_ends_like_an_uninterrupted_one(evaluated):
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("name", "value", "need"),
     [
-        ({"temperature": -0.1}, "temperature = -0.1: input should be greater than or equal to 0"),
-        ({"temperature": float("nan")}, "temperature = nan: "),
-        ({"slots": 0}, "slots = 0: input should be greater than or equal to 1"),
-        ({"max_turns": True}, "max_turns = True: input should be a valid integer"),
-        ({"max_tool_calls": 0}, "max_tool_calls = 0: "),
-        ({"max_new_tokens": 1.0}, "max_new_tokens = 1.0: "),
-        ({"context_length": 1}, "context_length = 1: input should be greater than or equal to 2"),
-        ({"seed": 2**32}, "seed = 4294967296: input should be less than or equal to 4294967295"),
-        ({"prompt_detail": "long"}, "prompt_detail = 'long': input should be 'full' or 'compact'"),
-        ({"engine": "pypy"}, "engine = 'pypy': "),
-        ({"tempreature": 1.0}, "tempreature = 1.0: unexpected keyword"),
+        ("temperature", -0.1, "greater than or equal to 0"),
+        ("temperature", float("nan"), "a finite number"),
+        ("slots", 0, "greater than or equal to 1"),
+        ("max_turns", True, "a valid integer"),
+        ("max_new_tokens", 1.0, "a valid integer"),
+        ("context_length", 1, "greater than or equal to 2"),
+        ("seed", 2**32, "less than or equal to 4294967295"),
+        ("prompt_detail", "long", "'full' or 'compact'"),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_refused_in_one_line(value, said):
-    with pytest.raises(ValueError, match=f"^Settings.{said}") as caught:
-        Settings(**value)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match=f"^Settings.{said}" if "tempreature" not in value else "tempreature"):
-        replace(Settings(), **value)
+def test_a_setting_that_makes_no_sense_is_refused_in_one_line(name, value, need):
+    with pytest.raises(ValueError, match=f"^Settings.{name} = {value!r}: input should be {need}$"):
+        replace(Settings(), **{name: value})
 
 
 def test_settings_are_recorded_as_they_are_played():

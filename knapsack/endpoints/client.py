@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from dataclasses import KW_ONLY, dataclass, field
 
 from knapsack.agent import ContextFull, Reply
 from knapsack.endpoints.chat_api import without_control_tokens
@@ -20,9 +21,9 @@ from knapsack.endpoints.replies import Replies
 from knapsack.prompts import Message
 from knapsack.runs import digest
 
-TRIES = 16  # of a request: the waits between them (``endpoint.service``) make a minute and a half
+TRIES = 16  # of a request: the waits between them (``endpoint.service``) make some 85 s
 ANSWERS = 4  # how often a reply is asked for if answers come that hold none
-FIRST_WAIT = 1.0  # seconds between the first two of them; then it doubles
+FIRST_WAIT = 1.0  # seconds after the first of them; then it doubles
 PROBE = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say OK."}]
 PROBE_TOKENS = 64  # room for a short thought: some models refuse a limit that ends within one
 INTERRUPTED = (None, "content_filter", "abort", "error")  # finish reasons that say the reply is not what the model said
@@ -48,6 +49,7 @@ class NoReply(Exception):
         self.again, self.tokens = again, tokens
 
 
+@dataclass(eq=False)
 class Client:
     """Asks an endpoint, from any number of threads at once.
 
@@ -61,29 +63,25 @@ class Client:
     exceeded by one prompt and reply per thread (of every process that asks) at most.
     """
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        key: str | None,
-        replies: Replies,
-        *,
-        temperature: float | None,
-        max_new_tokens: int,
-        context_length: int,
-        seed: int,
-        max_total_tokens: int = 0,
-        check: Callable[[], None] = lambda: None,
-        tries: int | None = None,
-    ):
+    endpoint: Endpoint
+    key: str | None = field(repr=False)
+    replies: Replies
+    _: KW_ONLY
+    temperature: float | None
+    max_new_tokens: int
+    context_length: int
+    seed: int
+    max_total_tokens: int = 0
+    check: Callable[[], None] = lambda: None
+    tries: int = TRIES
+
+    def __post_init__(self):
         self._openai, _ = packages()
-        tries = TRIES if tries is None else tries
-        self._service, self._answers = service(endpoint, key, endpoint.timeout, tries), min(tries, ANSWERS)
-        self.endpoint, self._key, self.replies, self.check = endpoint, key, replies, check
-        self.temperature = temperature if endpoint.temperature is None else endpoint.temperature
-        self.max_new_tokens, self.context_length, self.seed = max_new_tokens, context_length, seed
-        self.max_total_tokens = max_total_tokens
+        self._service = service(self.endpoint, self.key, self.endpoint.timeout, self.tries)
         self._under_way: list[str] = []  # what is asked for now
         self._limit = "max_tokens"  # known everywhere; newer models of some providers want max_completion_tokens
+        if self.endpoint.temperature is not None:
+            self.temperature = self.endpoint.temperature
 
     def reply(self, messages: list[Message]) -> Reply:
         """The model's reply with the server's count of tokens.
@@ -111,7 +109,7 @@ class Client:
         seed = int(digest(f"{self.seed}|{json.dumps(messages)}")[:8], 16) >> 1
         sampling = {"temperature": self.temperature, "seed": seed, "max_new_tokens": self.max_new_tokens}
         key = digest(json.dumps([self.endpoint.identity | sampling, messages], sort_keys=True))
-        for number in range(1, self._answers + 1):
+        for number in range(1, min(self.tries, ANSWERS) + 1):
             try:
                 reply = self.replies.find(key) or self._paid(key, messages, seed)
                 if reply.prompt_tokens < self.context_length:
@@ -127,7 +125,7 @@ class Client:
                 problem = f"{error}; tried {number} times" if number > 1 else str(error)
                 if not error.again:
                     break
-                time.sleep(FIRST_WAIT * 2 ** (number - 1) if number < self._answers else 0)
+                time.sleep(FIRST_WAIT * 2 ** (number - 1))
         raise EndpointError(f"turn {turn}, {self.endpoint.where}: {problem}")
 
     def _paid(self, key: str, messages: list[Message], seed: int) -> Reply:
@@ -140,7 +138,7 @@ class Client:
             time.sleep(0.05)  # what this raises ends the run: first let the others finish what is to be paid anyway
         self._under_way.append(key)
         try:
-            return self.replies.store(key, read_reply(self._answer(messages, seed), self._key))
+            return self.replies.store(key, read_reply(self._answer(messages, seed), self.key))
         except NoReply as error:
             self.replies.charge(error.tokens)
             raise
@@ -160,13 +158,13 @@ class Client:
                 status, said = getattr(error, "status_code", None), str(error)  # with the whole body
                 if status in range(400, 500) and CONTEXT_FULL.search(said):
                     if not limit:
-                        raise ContextFull(f"the server's context is full: {explain(error, self._key)}") from error
+                        raise ContextFull(f"the server's context is full: {short(said, self.key)}") from error
                     limit = {}  # prompt and limit are too long together: may the reply have what the prompt leaves?
                 elif status == 400 and "max_tokens" in limit and "max_completion_tokens" in said:
                     self._limit = "max_completion_tokens"
                     limit = {self._limit: self.max_new_tokens}
                 else:
-                    raise NoReply(explain(error, self._key), again=False) from error
+                    raise NoReply(explain(error, self.key), again=False) from error
 
 
 def read_reply(body: str, key: str | None) -> Reply:

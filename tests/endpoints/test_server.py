@@ -101,7 +101,7 @@ def test_an_evaluation_through_a_real_server_completes_every_episode(served):
 
 def test_the_server_counts_the_tokens_that_we_render(served):
     tokenizer = models.load_tokenizer("nano")
-    for cell, episode in ((cell, episode) for cell in CELLS for episode in served[cell]):
+    for cell, episode in [(cell, episode) for cell, episodes in served.items() for episode in episodes]:
         for number, turn in enumerate(episode.turns):
             before = prompts.render(episode.messages[: 2 + 2 * number], tokenizer, reply_follows=True)
             assert turn.prompt_tokens == len(before.input_ids)
