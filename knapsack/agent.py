@@ -191,11 +191,13 @@ def run_batched(
     plays: Iterable[tuple[str, Generator[list[Message], Reply, Episode]]],
     model,
     on_done: Callable[[str, Episode], None],
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Drive episodes on a local model with a fixed number of slots (``models.LocalModel``).
 
     A slot that falls free takes the next episode at once. ``model.submit(slot, key, messages)`` queues a
-    conversation (raising ContextFull if it does not fit), ``model.step()`` returns finished (slot, Reply).
+    conversation (raising ContextFull if it does not fit), ``model.step()`` returns finished (slot, Reply); what
+    ``check``, called before each step, raises ends all of them.
     """
     waiting = iter(plays)
     playing: dict[int, tuple[str, Generator]] = {}
@@ -227,6 +229,7 @@ def run_batched(
         for slot in range(model.slots):
             fill(slot)
         while playing:
+            check()
             for slot, reply in model.step():
                 if not advance(slot, lambda slot=slot, reply=reply: playing[slot][1].send(reply)):
                     fill(slot)

@@ -1,6 +1,6 @@
 """Cells × tasks: every model plays the same tasks in every runtime. What is finished is kept.
 
-What loads torch is imported where a local model is used: a worker that asks an endpoint starts without.
+What loads torch, and what asks an endpoint, is imported where it is used: a worker starts without the other.
 """
 
 import json
@@ -9,36 +9,39 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated
 
+from pydantic import Field
 from tqdm import tqdm
 
 from knapsack import agent, prompts, traces
-from knapsack.endpoints.client import Client, ask_once
-from knapsack.endpoints.endpoint import Endpoint, read_key
-from knapsack.endpoints.reply_cache import ReplyCache
 from knapsack.prompts import Detail
 from knapsack.runs import (
     CorruptFileError,
     Run,
+    bounded,
     content_digest,
     digest,
     find_base,
     read_sealed,
     tell,
     write_sealed,
+    write_text,
     writing,
 )
 from knapsack.runtime import Engine, Kind, interpreter_pool
 from knapsack.tasks import Task, read_tasks
 from knapsack.teacher import RuleTeacher
 from knapsack.traces import Cell
+
+if TYPE_CHECKING:
+    from knapsack.endpoints.endpoint import Endpoint
 
 REMEDY = "start anew with --fresh, or choose another run_folder"
 
@@ -47,23 +50,23 @@ class EvaluationError(RuntimeError):
     """Something other than a model failed; the message says where. Finished episodes are kept."""
 
 
-@dataclass(frozen=True)
+@bounded
 class Settings:
-    """What all cells share and what is recorded beside their episodes.
+    """What all cells share and what is recorded beside their episodes. Raises ValueError for a value out of bounds.
 
     ``slots`` conversations are answered at once; through the shape of matrix products it acts on rounding.
-    ``engine`` runs the code (``interpreters.ENGINES``). ``temperature`` None leaves it to an endpoint's provider.
+    ``engine`` runs the code (``sandbox.ENGINES``). ``temperature`` None leaves it to an endpoint's provider.
     """
 
     base: str = "nano"
-    seed: int = 0
-    temperature: float | None = 0.2
-    max_new_tokens: int = 1024
-    context_length: int = 4096
-    max_turns: int = agent.MAX_TURNS
-    max_tool_calls: int = agent.MAX_TOOL_CALLS
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    temperature: Annotated[float, Field(ge=0)] | None = 0.2
+    max_new_tokens: Annotated[int, Field(ge=1)] = 1024
+    context_length: Annotated[int, Field(ge=2)] = 4096
+    max_turns: Annotated[int, Field(ge=1)] = agent.MAX_TURNS
+    max_tool_calls: Annotated[int, Field(ge=1)] = agent.MAX_TOOL_CALLS
     prompt_detail: Detail = "compact"
-    slots: int = 32
+    slots: Annotated[int, Field(ge=1)] = 32
     engine: Engine = "monty"
 
 
@@ -78,9 +81,15 @@ class _Job:
     settings: Settings
     device: str
     made_with: dict[str, str]  # per task id: digest of all that determines the episode
-    endpoint: Endpoint | None = None
+    endpoint: "Endpoint | None" = None
     key: str | None = field(default=None, repr=False)
     max_total_tokens: int = 0
+
+    @property
+    def sampling(self) -> dict:
+        """Settings that a local model and the client of an endpoint share."""
+        names = ("context_length", "max_new_tokens", "temperature", "seed")
+        return {name: getattr(self.settings, name) for name in names}
 
     @property
     def replies(self) -> Path:
@@ -104,7 +113,7 @@ def evaluate(
     counts: dict[str, int],
     settings: Settings,
     *,
-    endpoints: dict[str, Endpoint] | None = None,
+    endpoints: "dict[str, Endpoint] | None" = None,
     max_total_tokens: int = 0,
     processes: int = 2,
     device: str = "auto",
@@ -127,24 +136,18 @@ def evaluate(
     if processes < 1:
         raise ValueError(f"processes = {processes}: needs at least 1")
     tasks = {split: read_tasks(run.tasks(split), counts[split]) for split in {cell.split for cell in cells}}
-    asked = {name: endpoint for name, endpoint in (endpoints or {}).items() if name in {cell.model for cell in cells}}
-    keys = {name: read_key(endpoint) for name, endpoint in asked.items()}
-    for name in asked:  # an adapter of this run that a server serves
-        if (run.adapter(name) / "adapter_config.json").exists():
-            asked[name] = replace(asked[name], weights=content_digest(run.adapter(name)))
-    trained = {cell.model for cell in cells} - {"base", "teacher", *asked}
-    adapters, base_digest = {}, None
-    if {cell.model for cell in cells} - asked.keys():
-        from knapsack import models
-
-        adapters = {model: models.find_adapter(run.adapter(model)) for model in sorted(trained)}
-        base_digest = content_digest(find_base(settings.base))
+    players = {cell.model for cell in cells}
+    asked, keys = _places(run, players, endpoints or {})
+    adapters = {model: run.adapter(model) for model in sorted(players - {"base", "teacher", *asked})}
     if adapters:
         from knapsack.finetune import check_adapter
+        from knapsack.models import find_adapter
 
-        for model in adapters:
+        for model, folder in adapters.items():
+            find_adapter(folder)
             check_adapter(run.training(model))
-    digests = {model: content_digest(path) for model, path in adapters.items()}
+    base_digest = content_digest(find_base(settings.base)) if players - asked.keys() else None
+    digests = {model: content_digest(folder) for model, folder in adapters.items()}
     with ExitStack() as held:
         for folder in sorted({cell.folder(run).parent for cell in cells}):
             held.enter_context(writing(folder))
@@ -179,12 +182,29 @@ def evaluate(
                 _play_all(sorted(jobs, key=lambda job: -job.size), processes, bar)
 
 
+def _places(run: Run, models: set[str], endpoints: "dict[str, Endpoint]") -> "tuple[dict[str, Endpoint], dict]":
+    """The endpoints of ``models`` and their keys, by name; of an adapter of this run that a server serves, with it."""
+    asked = {name: endpoint for name, endpoint in endpoints.items() if name in models}
+    if not asked:
+        return {}, {}
+    from knapsack.endpoints.endpoint import read_key
+
+    keys = {name: read_key(endpoint) for name, endpoint in asked.items()}
+    for name, endpoint in asked.items():
+        if (run.adapter(name) / "adapter_config.json").exists():
+            asked[name] = endpoint.model_copy(update={"weights": content_digest(run.adapter(name))})
+    return asked, keys
+
+
 def _ask_first(jobs: list[_Job]) -> None:
     """One tiny request to each endpoint that is to play: what is wrong with it shows before any work."""
     for job in {job.cell.model: job for job in jobs if job.endpoint}.values():
+        from knapsack.endpoints.client import ask_once
+        from knapsack.endpoints.replies import Replies
+
         limits = {"temperature": job.settings.temperature, "max_total_tokens": job.max_total_tokens}
-        with ReplyCache(job.replies) as replies:
-            ask_once(job.endpoint, job.key, replies=replies, **limits)
+        with Replies(job.replies) as replies:
+            ask_once(job.endpoint, job.key, replies, **limits)
 
 
 def _record(folder: Path, kind: Kind, parameters: dict, tasks: list[Task]) -> dict:
@@ -250,79 +270,68 @@ def _begin(parent: int) -> None:
 
 
 def _play(job: _Job, stop: Path) -> None:
-    """A worker's part: play the open tasks of a cell, write each episode as it ends; stop when the file appears."""
-    settings, cell = job.settings, job.cell
-    limits = agent.EpisodeSettings(settings.max_turns, settings.max_tool_calls, settings.prompt_detail)
-    names = ("context_length", "max_new_tokens", "temperature", "seed")
-    chosen = {name: getattr(settings, name) for name in names}
-    started: dict[str, float] = {}
-    failures: list[Exception] = []  # of this cell: its episodes that are played at the same time stop as well
+    """A worker's part: play the open tasks of a cell, until ``stop`` is there: a file that says why."""
 
     def check() -> None:
-        if failures:
-            raise failures[0]
         if stop.exists():
-            raise EvaluationError(f"{cell.name} was stopped")
+            raise EvaluationError(stop.read_text() or f"{job.cell.name} was stopped")
 
-    def located(key: str, task: Task) -> Iterator:
-        """The episode, timed from its first move, with errors that say which one it was."""
-        started[key] = time.monotonic()
+    def episode(task: Task, key: str) -> Generator:
+        """The episode, which is written as it ends; an error says where it was and stops all others."""
+        began = time.monotonic()
         try:
-            return (yield from agent.episode(task, cell.runtime, limits, pool))
+            check()
+            done = yield from agent.episode(task, job.cell.runtime, limits, pool)
+            seconds = time.monotonic() - began
+            traces.write_episode(job.folder, done, job.cell.model, seconds, job.made_with[task.task_id])
+            return done
         except EvaluationError:
             raise
         except Exception as error:
-            failure = EvaluationError(f"{key}: {type(error).__name__}: {error}")
-            failures.append(failure)
-            raise failure from error
+            problem = f"{key}: {type(error).__name__}: {error}"
+            write_text(stop, problem)
+            raise EvaluationError(problem) from error
 
-    def plays() -> Iterator[tuple[str, Iterator]]:
-        for task in job.tasks:
-            check()
-            key = f"{cell.name}/{task.task_id}"
-            yield key, located(key, task)
-
-    def write(key: str, episode: agent.Episode) -> None:
-        made_with = job.made_with[episode.task.task_id]
-        try:
-            traces.write_episode(job.folder, episode, cell.model, time.monotonic() - started[key], made_with)
-        except OSError as error:
-            failures.append(error)
-            raise
-
-    def step() -> list[tuple[int, agent.Reply]]:
-        check()
-        return model.step()
-
+    settings = job.settings
+    limits = agent.EpisodeSettings(settings.max_turns, settings.max_tool_calls, settings.prompt_detail)
+    player = _play_endpoint if job.endpoint else _play_teacher if job.cell.model == "teacher" else _play_model
+    keys = [f"{job.cell.name}/{task.task_id}" for task in job.tasks]  # on which the draws of a local model depend
     try:
         with interpreter_pool(settings.slots, engine=settings.engine) as pool:
-            if job.endpoint:
-                spending = {"max_total_tokens": job.max_total_tokens, "check": check}
-                with (
-                    ReplyCache(job.replies) as replies,
-                    Client(job.endpoint, job.key, replies=replies, **spending, **chosen) as client,
-                ):
-                    agent.run_concurrently(plays(), client.reply, settings.slots, write)
-            elif cell.model == "teacher":
-                from knapsack import models
-
-                tokenizer = models.load_tokenizer(settings.base)
-                for task, (key, play) in zip(job.tasks, plays(), strict=True):
-                    seed = settings.seed + task.seed
-                    teacher = RuleTeacher(task, cell.runtime, seed, tokenizer, settings.max_tool_calls)
-                    write(key, agent.run_alone(play, teacher))
-            else:
-                import torch
-                import transformers
-
-                from knapsack import models
-
-                torch.set_num_threads(1)
-                transformers.utils.logging.disable_progress_bar()
-                model = models.load_model(settings.base, job.adapter, device=job.device, slots=settings.slots, **chosen)
-                stoppable = SimpleNamespace(slots=model.slots, submit=model.submit, step=step, release=model.release)
-                agent.run_batched(plays(), stoppable, write)
+            player(job, ((key, episode(task, key)) for key, task in zip(keys, job.tasks, strict=True)), check)
     except EvaluationError:
         raise
     except Exception as error:
-        raise EvaluationError(f"{cell.name}: {type(error).__name__}: {error}") from error
+        raise EvaluationError(f"{job.cell.name}: {type(error).__name__}: {error}") from error
+
+
+def _play_teacher(job: _Job, plays: Iterator[tuple[str, Generator]], check: Callable[[], None]) -> None:
+    from knapsack import models
+
+    settings, tokenizer = job.settings, models.load_tokenizer(job.settings.base)
+    for task, (_, play) in zip(job.tasks, plays, strict=True):
+        seed = settings.seed + task.seed
+        agent.run_alone(play, RuleTeacher(task, job.cell.runtime, seed, tokenizer, settings.max_tool_calls))
+
+
+def _play_model(job: _Job, plays: Iterator[tuple[str, Generator]], check: Callable[[], None]) -> None:
+    import torch
+    import transformers
+
+    from knapsack import models
+
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    options = {"device": job.device, "slots": job.settings.slots}
+    model = models.load_model(job.settings.base, job.adapter, **options, **job.sampling)
+    agent.run_batched(plays, model, lambda *_: None, check)
+
+
+def _play_endpoint(job: _Job, plays: Iterator[tuple[str, Generator]], check: Callable[[], None]) -> None:
+    from knapsack.endpoints.client import Client
+    from knapsack.endpoints.replies import Replies
+
+    spending = {"max_total_tokens": job.max_total_tokens, "check": check}
+    with Replies(job.replies) as replies:
+        client = Client(job.endpoint, job.key, replies, **spending, **job.sampling)
+        agent.run_concurrently(plays, client.reply, job.settings.slots, lambda *_: None)

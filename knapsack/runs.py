@@ -10,12 +10,14 @@ import platform
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import wraps
 from importlib import metadata
 from pathlib import Path
 
+import pydantic
 from filelock import FileLock, Timeout
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "pydantic-monty", "numpy", "pandas", "scipy")
@@ -153,6 +155,42 @@ def provenance() -> dict:
         "versions": versions,
         "machine": {"system": platform.system(), "architecture": platform.machine(), "cores": os.cpu_count()},
     }
+
+
+def bounded(cls: type) -> type:
+    """Class decorator: a frozen dataclass that checks its fields' annotations (``Annotated[int, Field(ge=1)]``).
+
+    Strictly: True is no int, but 1 is a float and becomes 1.0; no NaN, no infinity. Making one (or ``replace``) raises
+    ValueError in one line, see ``one_line``.
+    """
+    strict = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    made = pydantic.dataclasses.dataclass(cls, frozen=True, config=strict)
+    checked = made.__init__
+
+    @wraps(checked)
+    def init(self, *values, **named) -> None:
+        try:
+            checked(self, *values, **named)
+        except pydantic.ValidationError as error:
+            raise ValueError(one_line(error, cls.__name__, [field.name for field in fields(made)])) from None
+
+    made.__init__ = init
+    return made
+
+
+def one_line(error: pydantic.ValidationError, what: str, names: Sequence[str] = (), secret: bool = False) -> str:
+    """The first of the errors as ``<what>.<field> = <value>: <type or bound>``.
+
+    ``names`` are those of positions; what else than a number stands in a ``secret`` thing is not shown.
+    """
+    first = error.errors(include_url=False)[0]
+    value, place = first["input"], list(first["loc"])
+    if place and isinstance(place[0], int):
+        place[0] = names[place[0]]
+    shown = isinstance(value, int | float | None) or not (secret or first["type"] in ("missing", "value_error"))
+    # A validator of ours speaks for itself; pydantic begins with a capital.
+    said = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"][0].lower() + first["msg"][1:]
+    return f"{'.'.join(map(str, [what, *place]))}{f' = {value!r}' if shown else ''}: {said}"
 
 
 DIGESTS = "digests.json"  # beside the files whose digests it holds

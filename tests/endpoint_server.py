@@ -10,45 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
 GARBAGE = "<html>It works!</html>"
-# What servers say when a conversation does not fit: (status, code, type, message).
-CONTEXT_REFUSALS = {
-    "openai": (
-        400,
-        "context_length_exceeded",
-        "invalid_request_error",
-        "This model's maximum context length is 4097 tokens. However, your messages resulted in 5012 tokens.",
-    ),
-    "vllm": (
-        400,
-        400,
-        "BadRequestError",
-        "This model's maximum context length is 4096 tokens. However, you requested 1024 output tokens and your "
-        "prompt contains at least 3073 input tokens, for a total of at least 4097 tokens.",
-    ),
-    "vllm-limit": (
-        400,
-        400,
-        "BadRequestError",
-        "'max_tokens' or 'max_completion_tokens' is too large: 1024. This model's maximum context length is 4096 "
-        "tokens and your request has 3900 input tokens (1024 > 4096 - 3900).",
-    ),
-    "llama.cpp": (
-        400,
-        400,
-        "exceed_context_size_error",
-        "request (4390 tokens) exceeds the available context size (4096 tokens), try increasing it",
-    ),
-    "sglang": (
-        400,
-        400,
-        "BadRequestError",
-        "The input (5012 tokens) is longer than the model's context length (4096 tokens).",
-    ),
-}
 
 
-def completion(text: str | None, prompt: int, spent: int, reason: str | None = "stop") -> dict:
-    usage = {"prompt_tokens": prompt, "completion_tokens": spent, "total_tokens": prompt + spent}
+def completion(text: str | None, prompt: int, spent: int, reason: str | None = "stop", total: int = 0) -> dict:
+    usage = {"prompt_tokens": prompt, "completion_tokens": spent, "total_tokens": total or prompt + spent}
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
     return {"id": "x", "object": "chat.completion", "model": "m", "choices": [choice], "usage": usage}
 
@@ -64,9 +29,13 @@ def models(*names: str) -> Callable:
     return answer({"object": "list", "data": [{"id": name, "object": "model"} for name in names]})
 
 
-def context_full(server: str) -> Callable:
-    status, code, kind, message = CONTEXT_REFUSALS[server]
-    return error(status, message, code, kind)
+FULL = "This model's maximum context length is 4096 tokens. However, you requested"
+CONTEXT_REFUSALS = {  # what servers say when a conversation does not fit
+    "openai": error(400, f"{FULL} 5012.", "context_length_exceeded", "invalid_request_error"),
+    "vllm": error(400, f"{FULL} 1024 output tokens and your prompt has 3073 input tokens.", 400, "BadRequestError"),
+    "llama.cpp": error(400, "request (4390 tokens) exceeds the context size", 400, "exceed_context_size_error"),
+    "sglang": error(400, "The input (5012 tokens) is longer than the model's context length.", 400, "BadRequestError"),
+}
 
 
 def answer(value: dict | str) -> Callable:
@@ -81,8 +50,8 @@ def reset(handler, _) -> None:
 
 
 def cut(handler, body: dict) -> None:
-    """Half of a whole answer, then the end of the connection."""
-    handler.send(200, handler.server.policy_body(body), cut_short=True)
+    """Less than a whole answer, then the end of the connection."""
+    handler.send(200, handler.server.policy_body(body), length=1_000_000)
     handler.close_connection = True
 
 
@@ -94,7 +63,7 @@ def hang(handler, _) -> None:
 
 def drip(handler, _) -> None:
     """A byte now and then, never the whole answer."""
-    handler.start(200, 1_000_000)
+    handler.send(200, " ", length=1_000_000)
     while not handler.server.closing.wait(0.05):
         handler.wfile.write(b" ")
         handler.wfile.flush()
@@ -107,28 +76,26 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         fault = self.server.next_fault(self.path, dict(self.headers), body)
+        self.attempt(fault or (lambda *_: self.send(200, self.server.policy_body(body))), body)
+
+    def do_GET(self) -> None:
+        self.attempt(self.server.listing, None)
+
+    def attempt(self, reply: Callable, body: dict | None) -> None:
         try:
-            fault(self, body) if fault else self.send(200, self.server.policy_body(body))
+            reply(self, body)
         except OSError:  # the client has given up
             self.close_connection = True
 
-    def do_GET(self) -> None:
-        try:
-            self.server.listing(self, None)
-        except OSError:
-            self.close_connection = True
-
-    def start(self, status: int, length: int, headers: dict[str, str] | None = None) -> None:
+    def send(self, status: int, text: str, headers: dict[str, str] | None = None, length: int | None = None) -> None:
+        """An answer that claims to have ``length`` bytes: None for those that it has."""
+        data = text.encode()
         self.send_response(status)
-        own = {"Content-Type": "application/json", "Content-Length": str(length)}
+        own = {"Content-Type": "application/json", "Content-Length": str(length or len(data))}
         for name, value in (own | (headers or {})).items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-
-    def send(self, status: int, text: str, headers: dict[str, str] | None = None, cut_short: bool = False) -> None:
-        data = text.encode()
-        self.start(status, len(data), headers)
-        self.wfile.write(data[: len(data) // 2] if cut_short else data)
+        self.wfile.write(data)
 
     def log_message(self, *_) -> None:
         pass
@@ -163,8 +130,7 @@ class EndpointServer(ThreadingHTTPServer):
     @property
     def gaps(self) -> list[float]:
         """Seconds between one request and the next."""
-        times = [moment for moment, _, _, _ in self.requests]
-        return [later - sooner for sooner, later in pairwise(times)]
+        return [later[0] - sooner[0] for sooner, later in pairwise(self.requests)]
 
     def next_fault(self, path: str, headers: dict, body: dict) -> Callable | None:
         with self._lock:

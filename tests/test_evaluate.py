@@ -1,15 +1,17 @@
 """Evaluation with a tiny random model: real cells in real worker processes, resumed, refused, and stopped."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 from damage import HOW, damage
 from tiny import tiny_model
@@ -94,6 +96,31 @@ def test_resumed_run_ends_like_an_uninterrupted_one(evaluated):
     evaluate(run, CELLS, COUNTS, settings, processes=1, device="cpu", progress=False)
     assert contents(run) == before
     assert kept.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "need"),
+    [
+        ("temperature", -0.1, "greater than or equal to 0"),
+        ("temperature", float("nan"), "a finite number"),
+        ("slots", 0, "greater than or equal to 1"),
+        ("max_turns", True, "a valid integer"),
+        ("max_new_tokens", 1.0, "a valid integer"),
+        ("context_length", 1, "greater than or equal to 2"),
+        ("seed", 2**32, "less than or equal to 4294967295"),
+        ("prompt_detail", "long", "'full' or 'compact'"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_in_one_line(name, value, need):
+    with pytest.raises(ValueError, match=f"^Settings.{name} = {value!r}: input should be {need}$"):
+        replace(Settings(), **{name: value})
+
+
+def test_settings_are_recorded_as_they_are_played():
+    recorded = {"base": "nano", "seed": 3, "temperature": 1.0, "max_new_tokens": 1024, "context_length": 4096}
+    recorded |= {"max_turns": 40, "max_tool_calls": 25, "prompt_detail": "compact", "slots": 32, "engine": "monty"}
+    assert json.dumps(asdict(Settings(seed=3, temperature=1))) == json.dumps(recorded)
+    assert asdict(Settings(temperature=None))["temperature"] is None
 
 
 def test_other_settings_are_refused(evaluated, tmp_path):
@@ -198,19 +225,6 @@ def test_what_is_missing_is_named_before_anything_runs(tmp_path):
     assert not (run.folder / "evaluations").exists()
 
 
-def children(process: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == process:
-            found += [int(path.parent.name), *children(int(path.parent.name))]
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_interruption_stops_the_workers(tmp_path, how):
     run, settings = prepare(tmp_path)
@@ -222,18 +236,20 @@ def test_interruption_stops_the_workers(tmp_path, how):
         f"    evaluate(open_run({str(run.folder)!r}), cells, {{'easy': 3}}, {long!r}, device='cpu')\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    process = subprocess.Popen([sys.executable, str(script)], env=environment, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, script],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it may be ignored here
+    )
     try:
         deadline = time.monotonic() + 240
-        while len(children(process.pid)) < 5 and time.monotonic() < deadline:  # workers, interpreters, tracker
+        while len(workers := psutil.Process(process.pid).children(recursive=True)) < 5:  # with interpreters, a tracker
+            assert time.monotonic() < deadline
             time.sleep(0.1)
-        workers = children(process.pid)
-        assert len(workers) >= 5
         process.send_signal(how)
         process.wait(timeout=60)
-        while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline + 60:
-            time.sleep(0.1)
-        assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+        assert psutil.wait_procs(workers, timeout=60)[1] == []
         assert process.returncode != 0
         assert len(list((run.folder / "evaluations").glob("*/knapsack/*.trace.json"))) < 6
     finally:

@@ -1,6 +1,7 @@
 """A chat model without any training: as the teacher of notebook 02, and as the subject of notebook 04."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -27,20 +28,19 @@ def chat_teacher(messages: list[dict]) -> str:
     task = SimpleNamespace(capacity=facts["capacity"], inspect_budget=facts["budget"])
     teacher = RuleTeacher(task, kind, seed=facts["capacity"])
     teacher.plan = replace(teacher.plan, slip_turn=None, overreach=False)
-    replies = [teacher(messages[:end]) for end in range(2, len(messages) + 1, 2)]
-    return replies[-1].text
+    return [teacher(messages[:end]) for end in range(2, len(messages) + 1, 2)][-1].text
 
 
 FACTS = ("capacity", "budget")
 
 
-def run_notebook(checkout, folder, number: int, **values) -> subprocess.CompletedProcess:
+def run_notebook(checkout, folder, number: int, **values) -> None:
     command = [sys.executable, checkout / "run_notebooks.py", "--out", folder, "--only", str(number)]
     for name, value in ({"processes": 1} | values).items():
         command += ["-p", f"{name}={json.dumps(value) if isinstance(value, dict) else value}"]
-    finished = subprocess.run(command, capture_output=True, text=True)
+    environment = os.environ | {"SERVED_KEY": "sk-very-secret"}
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert finished.returncode == 0, finished.stderr
-    return finished
 
 
 def shown(folder, step: str) -> str:
@@ -83,7 +83,7 @@ def test_a_model_of_ones_own_gets_its_card_without_any_training(tmp_path, checko
     folder, counts = tmp_path / "run", {"n_train": 1, "n_easy": 4, "n_hard": 1}
     run_notebook(checkout, folder, 1, **counts)
     with EndpointServer(chat_teacher) as server:
-        models = {"mine": {"endpoint": server.url, "model": "m"}}
+        models = {"mine": {"endpoint": server.url, "model": "m", "key": "SERVED_KEY"}}
         run_notebook(checkout, folder, 4, models=models, max_total_tokens=10_000_000, **counts)
     card = (folder / "results" / "cards" / "mine.md").read_text()
     assert "**Verdict: adapts to the runtime that it is told.**" in card
@@ -91,3 +91,5 @@ def test_a_model_of_ones_own_gets_its_card_without_any_training(tmp_path, checko
     written = shown(folder, "04_evaluate")
     assert "Card of `mine`" in written and "stops at 10,000,000 tokens" in written
     assert "The model `mine` scores" in written
+    assert {headers["authorization"] for _, _, headers, _ in server.requests} == {"Bearer sk-very-secret"}
+    assert not [path for path in folder.rglob("*") if path.is_file() and b"sk-very-secret" in path.read_bytes()]

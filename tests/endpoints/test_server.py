@@ -8,15 +8,15 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 import torch
 from scripted import CONFIG, block, play
 
 from knapsack import agent, models, prompts, traces
-from knapsack.endpoints.endpoint import Endpoint
+from knapsack.endpoints.endpoint import Endpoint, EndpointError, check_server
 from knapsack.evaluate import Settings, evaluate
 from knapsack.finetune import Recipe, finetune
 from knapsack.gpu import serve
@@ -68,17 +68,16 @@ def server(run, tmp_path_factory):
     with open(place / "log", "w") as log:
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}
         process = subprocess.Popen(command, cwd=place, env=environment, stdout=log, stderr=log)
+    endpoint, deadline = Endpoint(url=f"http://127.0.0.1:{port}/v1", model="base"), time.monotonic() + 120
     try:
-        deadline = time.monotonic() + 120
         while True:
             try:
-                urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                check_server(endpoint)
                 break
-            except OSError:
+            except EndpointError:
                 alive = process.poll() is None and time.monotonic() < deadline
                 assert alive, (place / "log").read_text()
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/v1"
+        yield endpoint.url
     finally:
         process.kill()
         process.wait()
@@ -87,7 +86,7 @@ def server(run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(run, server):
     """Per cell its episodes' traces, in task order, after an evaluation through the server."""
-    endpoints = {name: Endpoint(server, name, tries=2) for name in ("base", "persistent")}
+    endpoints = {name: Endpoint(url=server, model=name) for name in ("base", "persistent")}
     evaluate(run, CELLS, {"easy": TASKS}, SETTINGS, endpoints=endpoints, processes=1, progress=False)
     ids = [task.task_id for task in read_tasks(run.tasks("easy"), TASKS)]
     return {cell: [traces.read_trace(traces.trace_path(cell.folder(run), name)) for name in ids] for cell in CELLS}
@@ -102,15 +101,14 @@ def test_an_evaluation_through_a_real_server_completes_every_episode(served):
 
 def test_the_server_counts_the_tokens_that_we_render(served):
     tokenizer = models.load_tokenizer("nano")
-    for cell in CELLS:
-        for episode in served[cell]:
-            for number, turn in enumerate(episode.turns):
-                before = prompts.render(episode.messages[: 2 + 2 * number], tokenizer, reply_follows=True)
+    for cell, episode in [(cell, episode) for cell, episodes in served.items() for episode in episodes]:
+        for number, turn in enumerate(episode.turns):
+            before = prompts.render(episode.messages[: 2 + 2 * number], tokenizer, reply_follows=True)
+            assert turn.prompt_tokens == len(before.input_ids)
+            if cell in TRAINED:  # whose replies end by themselves
                 after = prompts.render(episode.messages[: 3 + 2 * number], tokenizer)
-                assert turn.prompt_tokens == len(before.input_ids)
-                if cell in TRAINED:  # whose replies end by themselves
-                    learned = [sum(label != -100 for label in each.labels) for each in (before, after)]
-                    assert turn.completion_tokens == learned[1] - learned[0]
+                learned = [sum(label != -100 for label in each.labels) for each in (before, after)]
+                assert turn.completion_tokens == learned[1] - learned[0]
 
 
 def test_a_model_says_the_same_in_process_and_through_the_server(run, served):
@@ -213,26 +211,19 @@ def test_an_adapter_without_a_chat_template_is_served_with_that_of_its_training(
     assert tokens == prompts.render(messages, tokenizer, reply_follows=True).input_ids
 
 
-def remove_adapter(run):
-    (run.adapter("stateless") / "adapter_config.json").unlink()
-
-
-def damage_adapter(run):
-    write_json(run.adapter("stateless") / "adapter_config.json", {"r": 32})
-
-
-def widen_adapter(run):
-    damage_adapter(run)
-    (run.training("stateless") / "training.json").unlink()
-    write_json(run.adapter("stateless") / "adapter_config.json", {"r": 1024})
+def other_adapter(rank: int | None, run) -> None:
+    path = run.adapter("stateless") / "adapter_config.json"
+    path.unlink() if rank is None else write_json(path, {"r": rank})
+    if rank == 1024:  # in a run that does not say which adapter it had
+        (run.training("stateless") / "training.json").unlink()
 
 
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (remove_adapter, "there is no adapter in .*stateless.*: run notebook 03 to its end first"),
-        (damage_adapter, "stateless.*adapter_config.json .*run notebook 03 again"),
-        (widen_adapter, "rank 1024: vLLM serves no more than 512"),
+        (partial(other_adapter, None), "there is no adapter in .*stateless.*: run notebook 03 to its end first"),
+        (partial(other_adapter, 32), "stateless.*adapter_config.json .*run notebook 03 again"),
+        (partial(other_adapter, 1024), "rank 1024: vLLM serves no more than 512"),
         (lambda run: run.record("03_finetune", {"base": "/no/such"}), "base = '/no/such': there is no such folder"),
         (lambda run: run.manifest.unlink(), "does not say which base was trained: run notebook 03, or give --base"),
         (lambda run: run.record("run_notebooks", {"profile": "mine"}), "give --context-length"),
