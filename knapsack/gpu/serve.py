@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from knapsack.adapters import check_adapter
+from knapsack.finetune import check_adapter
 from knapsack.preflight.sizes import local_folder
 from knapsack.runs import Run, open_run, project_folder, read_json, write_text
 from knapsack.runtime import KINDS
