@@ -381,6 +381,22 @@ class TrainingReport:
     validation: list[dict]
     four_bit_layers: int = 0
 
+    def summary(self) -> dict[str, str]:
+        """What a reader wants to know of it: a column of the table in notebook 03."""
+        losses = [f"{point['loss']:.3f}" for point in self.validation]
+        return {
+            "rows (held out)": f"{self.rows} ({self.validation_rows})",
+            "steps": f"{self.steps}" + (f" (from {self.resumed_from})" if self.resumed_from else ""),
+            "seconds": f"{self.seconds:.0f}",
+            "tokens a second": f"{self.tokens_per_second:,.0f}",
+            "peak memory": f"{self.peak_memory / 2**20:,.0f} MiB",
+            "trained parameters": f"{self.trained_parameters:,} of {self.parameters:,}",
+            "adapter": f"{self.adapter_bytes / 2**20:.1f} MiB",
+            "validation loss": f"{losses[0]} → {losses[-1]}" if losses else "none held out",
+            "base weights": "4-bit NF4, double quantisation" if self.four_bit_layers else "bfloat16",
+            "back end": f"{self.backend} on {self.device}",
+        }
+
 
 def last_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint in ``folder`` that is as it was written; those after it are removed.

@@ -18,13 +18,12 @@ import torch
 from peft import PeftModel
 from places import CHECKOUT
 from safetensors.torch import load_file
-from test_finetune import make_rows
-from tiny import tiny_model
+from tiny import make_rows, tiny_model
 from transformers import AutoModelForCausalLM
 
+from knapsack.finetune import Recipe
 from knapsack.gpu import backends
 from knapsack.models import load_model
-from knapsack.recipe import Recipe
 from knapsack.training_data import write_rows
 
 MISSING = [name for name in ("unsloth", "unsloth_zoo", "bitsandbytes") if find_spec(name) is None]
@@ -95,7 +94,7 @@ def test_four_bit_that_unsloth_drops_stops_the_training(trained):
 def test_a_long_recipe_does_not_stretch_the_positions_of_the_base(base, trained):
     observed = trained["unsloth"][1]
     config = json.loads((base / "config.json").read_text())
-    assert (observed["rope"], observed["positions"]) == (config["rope_parameters"], 2048)
+    assert observed["reports"]["positions"] == [2048, config["rope_parameters"]]
     assert "training rows are longer than 2048 tokens" in observed["said"]["too long"]
 
 
