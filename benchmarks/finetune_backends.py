@@ -45,6 +45,7 @@ def make_base(shape: str, changes: dict, folder: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer, Qwen3ForCausalLM
 
     from knapsack.runs import find_base
+
     config = AutoConfig.from_pretrained(find_base("nano"))
     config.update((SHAPES[shape] or {}) | changes)
     config.layer_types = ["full_attention"] * config.num_hidden_layers
@@ -59,7 +60,7 @@ def make_rows(count: int, length: int, base: Path) -> list[dict]:
     """Rows of ``length`` tokens or a few less, nearly all of them the assistant's; each is different."""
     from transformers import AutoTokenizer
 
-    from knapsack.batches import tokenize_rows
+    from knapsack.finetune import tokenize_rows
 
     tokenizer, rows = AutoTokenizer.from_pretrained(base), []
     for number in range(count):
@@ -67,7 +68,7 @@ def make_rows(count: int, length: int, base: Path) -> list[dict]:
         row = {"messages": [{"role": "user", "content": "go"}, {"role": "assistant", "content": ""}]}
         while True:
             row["messages"][1]["content"] = "\n".join(words)
-            excess = len(tokenize_rows([row], tokenizer)[0]["input_ids"]) - length
+            excess = len(tokenize_rows([row], tokenizer)[0].input_ids) - length
             if excess <= 0:
                 break
             words = words[: -max(1, excess // 3)]
@@ -81,12 +82,11 @@ def measure(backend: str, base: Path, folder: Path, options: argparse.Namespace)
 
     prepare_backend(backend, folder)
     import torch
-    from transformers import TrainerCallback
+    from transformers import TrainerCallback, trainer
 
-    from knapsack import training
     from knapsack.finetune import Recipe, finetune
 
-    ends, make_class = [], training.trainer_class
+    ends = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_, **__):
@@ -94,15 +94,7 @@ def measure(backend: str, base: Path, folder: Path, options: argparse.Namespace)
                 torch.cuda.synchronize()
             ends.append(time.perf_counter())
 
-    def timed_class(*arguments):
-        class Timed(make_class(*arguments)):
-            def __init__(self, *arguments, **settings):
-                super().__init__(*arguments, **settings)
-                self.add_callback(Clock())
-
-        return Timed
-
-    training.trainer_class = timed_class
+    trainer.DEFAULT_CALLBACKS.append(Clock)
     recipe = Recipe(
         rank=options.rank,
         alpha=2 * options.rank,

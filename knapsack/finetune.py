@@ -2,21 +2,349 @@
 
 ``finetune`` writes ``<output>/adapter/`` (a standard PEFT folder) and, last of all, ``<output>/training.json``, which
 says from what the adapter was made. A finished training is not repeated; an interrupted one goes on from its last
-whole checkpoint; a damaged one is named on stderr and done again. Heavy imports are inside functions: a back end may
-have to be imported before the libraries that it changes.
+whole checkpoint; a damaged one is named on stderr and done again. Below: the recipe, what is trained on, the training,
+what lies on the disk, and ``finetune``. Heavy imports are inside functions, because Unsloth, if it is to be used, has
+to be imported before the libraries that it changes.
 """
 
-import hashlib
+import gc
 import json
+import math
+import os
+import random
+import resource
 import shutil
+import sys
+import time
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
-from knapsack.adapters import check_adapter, save_adapter
-from knapsack.gpu.backends import check_packages, prepare_backend
-from knapsack.recipe import Recipe
-from knapsack.runs import CorruptFileError, content_digest, find_base, read_sealed, tell, write_sealed, writing
-from knapsack.training import train
+from pydantic import Field
+
+from knapsack import runs
+from knapsack.chat_template import template_of
+from knapsack.prompts import Rendered, render
+
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # all of a Qwen3 layer
+WIDTH_STEP = 128  # batches are filled up to multiples of so many tokens: kernels are kept in memory for every shape
+
+
+@runs.bounded
+class Recipe:
+    """All hyper-parameters: two adapters made with one recipe differ by their rows alone.
+
+    Raises ValueError naming field, value and bound.
+    """
+
+    rank: int = Field(32, ge=1, le=1024)
+    alpha: int = Field(64, ge=1, le=4096)
+    dropout: float = Field(0.0, ge=0, le=0.9)
+    target_modules: tuple[str, ...] = Field(LINEAR, min_length=1, strict=False)  # a list is taken too
+    learning_rate: float = Field(8e-4, ge=1e-7, le=1)  # of AdamW
+    epochs: float = Field(1.0, ge=0.01, le=100)
+    batch_tokens: int = Field(2048, ge=16, le=10_000_000)  # of a batch, padding counted; a longer row is one by itself
+    batch_rows: int = Field(64, ge=1, le=10_000)  # of a batch at most
+    accumulation: int = Field(1, ge=1, le=10_000)  # batches per optimizer step
+    warmup: float = Field(0.03, ge=0, le=0.99)  # share of the steps
+    weight_decay: float = Field(0.01, ge=0, le=1)
+    scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    max_length: int = Field(4096, ge=16, le=1_000_000)  # tokens; a longer row is an error, never cut
+    load_in_4bit: bool = False
+    gradient_checkpointing: bool = False
+    validation_share: float = Field(0.05, ge=0, le=0.5)  # of the rows, held out
+    evaluations: int = Field(5, ge=1, le=1000)  # on the held-out rows, spread over the training
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+
+
+# What is trained on
+
+
+def tokenize_rows(rows: list[dict], tokenizer) -> list[Rendered]:
+    """Tokens and labels of rows {"messages": [...]}, rendered as for inference.
+
+    Raises ValueError naming a row without an assistant message.
+    """
+    rendered = [render(row["messages"], tokenizer) for row in rows]
+    for number, row in enumerate(rendered, start=1):
+        if all(label == -100 for label in row.labels):
+            raise ValueError(f"training row {number} has no assistant message, nothing to learn; run notebook 02 again")
+    return rendered
+
+
+def amount(rows: list[Rendered]) -> dict[str, int]:
+    """How much there is to learn from: "rows", "tokens", "labelled tokens", "longest row" (in tokens)."""
+    lengths = [len(row.input_ids) for row in rows]
+    labelled = sum(label != -100 for row in rows for label in row.labels)
+    return {"rows": len(rows), "tokens": sum(lengths), "labelled tokens": labelled, "longest row": max(lengths)}
+
+
+def marked(row: Rendered, tokenizer, lines: int = 40, width: int = 110) -> str:
+    """The first ``lines`` of a row's text, cut to ``width`` characters, with + before each that carries labels."""
+    text = []
+    for learned, part in groupby(zip(row.input_ids, row.labels, strict=True), lambda pair: pair[1] != -100):
+        if said := tokenizer.decode([token for token, _ in part]).strip("\n"):
+            cut = [line[:width] + " …" * (len(line) > width) for line in said.split("\n")]
+            text += [("+ " if learned else "  ") + line for line in cut]
+    return "\n".join(text[:lines] + ["  …"] * (len(text) > lines))
+
+
+def split(rows: list[Rendered], recipe: Recipe, base_limit: int) -> tuple[list[Rendered], list[Rendered]]:
+    """Training and validation rows, drawn by the seed. Raises ValueError for rows too long or too few.
+
+    ``base_limit``: positions of the base, in tokens.
+    """
+    lengths, limit = [len(row.input_ids) for row in rows], min(recipe.max_length, base_limit)
+    if max(lengths, default=0) > limit:
+        raise ValueError(
+            f"{sum(n > limit for n in lengths)} training rows are longer than {limit} tokens (the longest has "
+            f"{max(lengths)}): drop them, or raise Recipe.max_length = {recipe.max_length} (this base: {base_limit})"
+        )
+    held_out = math.ceil(len(rows) * recipe.validation_share)
+    if len(rows) <= held_out:
+        raise ValueError(f"{len(rows)} training rows, {held_out} of them held out: none is left; make more rows")
+    drawn = random.Random(recipe.seed).sample(rows, len(rows))
+    return drawn[held_out:], drawn[:held_out]
+
+
+def as_batches(rows: list[Rendered], recipe: Recipe):
+    """A datasets.Dataset with a row per batch, so that the trainer shuffles, counts and resumes whole batches.
+
+    A batch holds neighbours in length, within ``batch_tokens`` and ``batch_rows``.
+    """
+    from datasets import Dataset
+
+    order, batches = list(rows), []
+    random.Random(recipe.seed).shuffle(order)  # which of the equally long rows meet
+    for row in sorted(order, key=lambda row: len(row.input_ids)):
+        batch = batches[-1] if batches else []
+        if 0 < len(batch) < recipe.batch_rows and (len(batch) + 1) * len(row.input_ids) <= recipe.batch_tokens:
+            batch.append(row)
+        else:
+            batches.append([row])
+    names = ("input_ids", "labels")
+    return Dataset.from_list([{name: [getattr(row, name) for row in batch] for name in names} for batch in batches])
+
+
+def collator(pad_token_id: int, base_limit: int):
+    """Joins the rows of a batch into tensors [rows, width]: the longest row rounded up, ``base_limit`` at most.
+
+    The attention mask is all ones: padding stands after the text, where causal attention never looks, and carries
+    no label. So the kernels for plain causal attention serve, which do half the work. "tokens": those that are text.
+    """
+    import torch
+
+    def collate(batches: list[dict]) -> dict:
+        (batch,) = batches
+        lengths = [len(row) for row in batch["input_ids"]]
+        width = min(math.ceil(max(lengths) / WIDTH_STEP) * WIDTH_STEP, base_limit)
+
+        def fill(rows: list[list[int]], value: int) -> torch.Tensor:
+            return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+
+        ids, labels = fill(batch["input_ids"], pad_token_id), fill(batch["labels"], -100)
+        return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids), "tokens": sum(lengths)}
+
+    return collate
+
+
+# The training
+
+
+def prepare(backend: str, base: str, folder: str | Path):
+    """Which back end ``backend`` stands for here, made ready to write into ``folder``, and the tokenizer of ``base``.
+
+    To be called before anything imports transformers, trl or peft. Raises what ``gpu.backends.prepare_backend`` and
+    ``models.load_tokenizer`` raise.
+    """
+    from knapsack.gpu.backends import prepare_backend
+
+    chosen = prepare_backend(backend, folder)
+    from transformers.utils.logging import disable_progress_bar
+
+    from knapsack.models import load_tokenizer
+
+    disable_progress_bar()
+    return chosen, load_tokenizer(base)
+
+
+def lora_arguments(recipe: Recipe) -> dict:
+    """Of the adapter, for peft.LoraConfig and Unsloth alike."""
+    adapter = {"r": recipe.rank, "lora_alpha": recipe.alpha, "lora_dropout": recipe.dropout}
+    return adapter | {"target_modules": list(recipe.target_modules)}
+
+
+def load_plain(recipe: Recipe, source: str | Path, device: str):
+    """The base, in bfloat16 or 4 bit, with a new adapter in float32, by PEFT alone."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from knapsack.gpu.backends import load_4bit
+
+    if recipe.load_in_4bit:
+        model = load_4bit(source, device)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).to(device)
+    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora_arguments(recipe)))
+
+
+def training_arguments(recipe: Recipe, checkpoints: Path, device: str, steps: int, validate: bool, resumed: bool):
+    """The trl.SFTConfig of ``steps`` optimizer steps."""
+    from trl import SFTConfig
+
+    return SFTConfig(
+        output_dir=str(checkpoints),
+        per_device_train_batch_size=1,  # a row is a whole batch
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=recipe.accumulation,
+        num_train_epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.scheduler,
+        warmup_steps=math.ceil(recipe.warmup * steps),
+        weight_decay=recipe.weight_decay,
+        optim="adamw_torch_fused",
+        max_length=None,
+        packing=False,  # the batches are made: no back end is to join rows in its own way
+        padding_free=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        bf16=device == "cuda",  # on a CPU autocast only costs time: the base is in bfloat16 as it is
+        use_cpu=device == "cpu",
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        dataloader_pin_memory=False,
+        eval_strategy="steps" if validate else "no",
+        eval_steps=math.ceil(steps / recipe.evaluations),
+        eval_on_start=validate and not resumed,
+        prediction_loss_only=True,
+        logging_steps=max(1, steps // 50),
+        save_steps=max(10, math.ceil(steps / 10)),
+        save_total_limit=2,  # the one before is there while the next is written
+        report_to=[],
+        disable_tqdm=True,
+        seed=recipe.seed,
+    )
+
+
+def trainer_class(bar, checkpoints: Path):
+    """An SFTTrainer, of trl or as Unsloth changed it, that shows progress on ``bar`` and seals its checkpoints."""
+    from safetensors import SafetensorError
+    from trl import SFTTrainer
+
+    class Trainer(SFTTrainer):
+        trained_tokens = 0
+
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            tokens = inputs.pop("tokens")
+            self.trained_tokens += tokens if model.training else 0
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+        def log(self, logs, *args, **kwargs):
+            super().log(logs, *args, **kwargs)
+            if "loss" in logs:
+                bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+            bar.update(self.state.global_step - bar.n)
+
+        def _save_checkpoint(self, *args, **kwargs):
+            try:
+                super()._save_checkpoint(*args, **kwargs)
+            except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: of torch, if the disk is full
+                raise runs.unwritable(checkpoints, error) from error
+            folder = checkpoints / f"checkpoint-{self.state.global_step}"
+            paths = [path for path in folder.rglob("*") if path.is_file()]
+            runs.write_digests(folder, {path.relative_to(folder).as_posix(): runs.file_digest(path) for path in paths})
+
+        def nothing(self, *args, **kwargs):
+            """A model card would name folders of this machine, and nothing leaves it."""
+
+        create_model_card = _send_telemetry = nothing
+
+    return Trainer
+
+
+def train(recipe: Recipe, rows: list[dict], source: str | Path, checkpoints: Path, backend: str, progress: bool):
+    """Train, going on from ``checkpoints`` if there are any. Returns model, tokenizer and the facts for the report.
+
+    The rows are looked at before the base is loaded. Raises what ``split`` and the checks of ``gpu.backends`` raise,
+    FileNotFoundError for a base that is not there, and OSError for one that lacks a file.
+    """
+    import torch
+    from tqdm import tqdm
+    from transformers import AutoConfig, PrinterCallback, set_seed
+
+    from knapsack.gpu import backends
+    from knapsack.models import load_tokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    gc.collect()  # whatever a training before this one left
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    tokenizer = load_tokenizer(source)  # as it lies there: back ends may change theirs
+    limit = AutoConfig.from_pretrained(source).get_text_config().max_position_embeddings
+    training, validation = split(tokenize_rows(rows, tokenizer), recipe, limit)
+    batches, held_out = (as_batches(part, recipe) for part in (training, validation))
+    steps = math.ceil(math.ceil(len(batches) / recipe.accumulation) * recipe.epochs)
+    last = last_checkpoint(checkpoints)
+    set_seed(recipe.seed)
+    if backend == "unsloth":
+        model = backends.load_unsloth(recipe, source, limit)
+    else:
+        model = load_plain(recipe, source, device)
+    backends.check_adapter_shape(model, recipe)
+    four_bit_layers = backends.check_4bit(model) if recipe.load_in_4bit else 0
+    bar = tqdm(total=steps, desc="training", mininterval=2.0, disable=not progress)
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    trainer = trainer_class(bar, checkpoints)(
+        model=model,
+        args=training_arguments(recipe, checkpoints, device, steps, bool(validation), last is not None),
+        data_collator=collator(padding, limit),
+        train_dataset=batches,
+        eval_dataset=held_out if validation else None,
+        processing_class=tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # SFTTrainer rounds adapters of 4-bit bases to bfloat16, Unsloth's does not
+            parameter.data = parameter.data.float()
+    began = time.perf_counter()
+    with bar:
+        trainer.train(resume_from_checkpoint=last)
+        history = trainer.state.log_history
+        if validation and not any("eval_loss" in entry and entry["step"] == steps for entry in history):
+            trainer.evaluate()
+    seconds = time.perf_counter() - began
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    trained, total = model.get_nb_trainable_parameters()
+    learned = amount(training)
+    return model, tokenizer, {
+        "backend": backend,
+        "device": device,
+        "rows": len(training),
+        "validation_rows": len(validation),
+        "tokens": learned["tokens"],
+        "labelled_tokens": learned["labelled tokens"],
+        "steps": trainer.state.global_step,
+        "resumed_from": int(last.rpartition("-")[2]) if last else 0,
+        "trained_tokens": trainer.trained_tokens,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(trainer.trained_tokens / seconds, 1),
+        "peak_memory": torch.cuda.max_memory_allocated() if device == "cuda" else resident,
+        "trained_parameters": trained,
+        "parameters": total,
+        "losses": _curve(history, ""),
+        "validation": _curve(history, "eval_"),
+        "four_bit_layers": four_bit_layers,
+    }
+
+
+def _curve(history: list[dict], prefix: str) -> list[dict]:
+    names = {"step": "step", "loss": f"{prefix}loss", "accuracy": f"{prefix}mean_token_accuracy"}
+    return [{new: entry.get(old) for new, old in names.items()} for entry in history if f"{prefix}loss" in entry]
+
+
+# What lies on the disk
 
 
 @dataclass(frozen=True)
@@ -25,11 +353,11 @@ class TrainingReport:
 
     ``losses``: {"step", "loss", "accuracy"} per logging interval, means over its steps (accuracy is None where the
     back end does not tell it); ``validation``: the same on the held-out rows, from step 0 on, means over their
-    batches. ``tokens``, ``labelled_tokens``: one pass over the
-    training rows. ``seconds`` (with validation and checkpoints), ``trained_tokens`` (without padding) and
-    ``tokens_per_second`` are those of the last session, which began at step ``resumed_from``. ``peak_memory``: bytes
-    of the process so far, or allocated on the GPU. ``adapter_bytes``: size of adapter_model.safetensors.
-    ``four_bit_layers``: adapted layers that were found to be 4-bit NF4 with double quantisation, all or none.
+    batches. ``tokens``, ``labelled_tokens``: one pass over the training rows. ``seconds`` (with validation and
+    checkpoints), ``trained_tokens`` (without padding) and ``tokens_per_second`` are those of the last session, which
+    began at step ``resumed_from``. ``peak_memory``: bytes of the process so far, or allocated on the GPU.
+    ``adapter_bytes``: size of adapter_model.safetensors. ``four_bit_layers``: adapted layers that were found to be
+    4-bit NF4 with double quantisation, all or none.
     """
 
     base: str
@@ -53,33 +381,122 @@ class TrainingReport:
     validation: list[dict]
     four_bit_layers: int = 0
 
+    def summary(self) -> dict[str, str]:
+        """What a reader wants to know of it: a column of the table in notebook 03."""
+        losses = [f"{point['loss']:.3f}" for point in self.validation]
+        return {
+            "rows (held out)": f"{self.rows} ({self.validation_rows})",
+            "steps": f"{self.steps}" + (f" (from {self.resumed_from})" if self.resumed_from else ""),
+            "seconds": f"{self.seconds:.0f}",
+            "tokens a second": f"{self.tokens_per_second:,.0f}",
+            "peak memory": f"{self.peak_memory / 2**20:,.0f} MiB",
+            "trained parameters": f"{self.trained_parameters:,} of {self.parameters:,}",
+            "adapter": f"{self.adapter_bytes / 2**20:.1f} MiB",
+            "validation loss": f"{losses[0]} → {losses[-1]}" if losses else "none held out",
+            "base weights": "4-bit NF4, double quantisation" if self.four_bit_layers else "bfloat16",
+            "back end": f"{self.backend} on {self.device}",
+        }
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint in ``folder`` that is as it was written; those after it are removed.
+
+    One without digests was being written when the training stopped; a damaged one is named on stderr.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    remedy = "the training goes on from an earlier point"
+    while path := folder.is_dir() and get_last_checkpoint(folder):
+        try:
+            digests = runs.read_digests(path, remedy)
+            for name, expected in digests.items():
+                runs.check_digest(Path(path, name), expected, remedy)
+            if digests:
+                return path
+        except runs.CorruptFileError as problem:
+            runs.tell(problem)
+        shutil.rmtree(path)
+    return None
+
+
+def save_adapter(model, tokenizer, recipe: Recipe, output: Path, base: str) -> tuple[int, dict[str, str]]:
+    """Write ``<output>/adapter`` in one move; returns the size of the weights and the digests of the files.
+
+    The chat template in it is for servers, which otherwise might write another text than was trained on.
+    """
+    from safetensors import SafetensorError
+
+    partial, adapter = output / ".adapter.tmp", output / "adapter"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial, save_embedding_layers=False)
+    except (OSError, SafetensorError) as error:
+        raise runs.unwritable(adapter, error) from error
+    (partial / "README.md").unlink(missing_ok=True)  # a template that says nothing about this adapter
+    config = runs.read_json(partial / "adapter_config.json") | {"base_model_name_or_path": base}
+    config |= {"auto_mapping": None, "target_modules": sorted(recipe.target_modules)}  # in one order, without extras
+    runs.write_json(partial / "adapter_config.json", config)
+    runs.write_text(partial / "chat_template.jinja", template_of(tokenizer).jinja)
+    os.replace(partial, adapter)
+    digests = {path.name: runs.file_digest(path) for path in sorted(adapter.iterdir())}
+    return (adapter / "adapter_model.safetensors").stat().st_size, digests
+
+
+def check_adapter(output: str | Path, remedy: str = "run notebook 03 again") -> None:
+    """Raises CorruptFileError, naming the file, unless ``<output>/adapter`` is as its training left it.
+
+    An adapter without a training.json beside it came from elsewhere and is not asked.
+    """
+    path = Path(output) / "training.json"
+    if path.exists():
+        for name, expected in runs.read_sealed(path, remedy)["adapter"].items():
+            runs.check_digest(path.parent / "adapter" / name, expected, remedy)
+
+
+def _finished(output: Path, made_from: dict) -> TrainingReport | None:
+    """The report of the training in ``output``, which must be ``made_from`` this; None if none is finished and whole.
+
+    Damage is named on stderr. Raises ValueError saying what differs, or that the record is of another version.
+    """
+    path, remedy = output / "training.json", "the adapter is trained again"
+    if not path.exists() and not (output / "adapter").exists():
+        return None
+    try:
+        made = runs.read_sealed(path, remedy)
+        report, before = TrainingReport(**made["report"]), made["source"]
+        old, new = ({f"recipe.{name}": value for name, value in each["recipe"].items()} for each in (before, made_from))
+        changes = [f"{n} ({old.get(n)!r}, now {new.get(n)!r})" for n in new | old if new.get(n) != old.get(n)]
+        if changes := changes + [name for name in ("rows", "base") if before[name] != made_from[name]]:
+            what = f"{output} holds an adapter made with another {', '.join(changes)}"
+            raise ValueError(f"{what}; run again with --fresh or delete {path.name}")
+        check_adapter(output, remedy)
+        return report
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is of another version ({error!r}); run again with --fresh") from error
+    except runs.CorruptFileError as problem:
+        runs.tell(problem)
+        return None
+
 
 def finetune(
-    recipe: Recipe,
-    rows: list[dict],
-    base: str,
-    output: str | Path,
-    backend: str = "auto",
-    progress: bool = True,
-    fresh: bool = False,
+    recipe: Recipe, rows: list[dict], base: str, output: str | Path, backend: str = "auto", progress: bool = True
 ) -> TrainingReport:
     """Train an adapter of ``base`` ("nano", a folder, or a Hugging Face name) on ``rows`` into ``output``.
 
     If ``output`` holds a finished adapter of the same recipe, rows and base, its report is returned; if of others,
-    ValueError says what differs, unless ``fresh``: then it is made anew. Raises FileNotFoundError for a missing base,
-    ValueError for an unknown back end, for rows too few or too long and for target modules that the base lacks,
-    ImportError for a package that is not installed, RuntimeError if the back end cannot be imported any more (see
-    ``prepare_backend``) or does not do what the recipe says, FolderInUseError if another process trains into
-    ``output``, and OSError, with what to do, if the disk is full or read-only.
+    ValueError says what differs. Raises FileNotFoundError for a missing base, ValueError for an unknown back end, for
+    rows too few or too long and for target modules that the base lacks, ImportError for a package that is not
+    installed, RuntimeError if the back end cannot be imported any more (see ``prepare_backend``) or does not do what
+    the recipe says, FolderInUseError if another process trains into ``output``, and OSError, with what to do, if the
+    disk is full or read-only.
     """
+    from knapsack.gpu.backends import check_packages, prepare_backend
+
     output, backend = Path(output), prepare_backend(backend, output)
-    source, recipe_json = find_base(base), json.loads(json.dumps(asdict(recipe)))
-    made_from = {"recipe": recipe_json, "rows": _digest(rows), "base": content_digest(source)}
-    with writing(output):
-        if fresh:
-            (output / "training.json").unlink(missing_ok=True)
-            shutil.rmtree(output / "checkpoints", ignore_errors=True)
-        elif report := _finished(output, made_from):
+    source, recipe_json = runs.find_base(base), json.loads(json.dumps(asdict(recipe)))
+    made_from = {"recipe": recipe_json, "rows": _digest(rows), "base": runs.content_digest(source)}
+    with runs.writing(output):
+        if report := _finished(output, made_from):
             return report
         check_packages(recipe)
         shutil.rmtree(output / "adapter", ignore_errors=True)  # without training.json it is of no known origin
@@ -89,44 +506,10 @@ def finetune(
         model, tokenizer, facts = train(recipe, rows, source, checkpoints, backend, progress)
         size, digests = save_adapter(model, tokenizer, recipe, output, name)
         report = TrainingReport(base=name, recipe=recipe_json, adapter_bytes=size, **facts)
-        write_sealed(output / "training.json", {"source": made_from, "adapter": digests, "report": asdict(report)})
+        runs.write_sealed(output / "training.json", {"source": made_from, "adapter": digests, "report": asdict(report)})
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
         return report
 
 
-def _finished(output: Path, source: dict) -> TrainingReport | None:
-    """The report of the training in ``output``, which must be made from ``source``; None if none is finished and whole.
-
-    Damage is named on stderr. Raises ValueError saying what differs, CorruptFileError for a record of another version.
-    """
-    path, remedy = output / "training.json", "the adapter is trained again"
-    if not path.exists() and not (output / "adapter").exists():
-        return None
-    try:
-        made = read_sealed(path, remedy)
-    except CorruptFileError as problem:
-        tell(problem)
-        return None
-    try:
-        report, before = TrainingReport(**made["report"]), made["source"]
-    except (KeyError, TypeError) as error:
-        raise CorruptFileError(f"{path} is of another version ({error!r}); run again with --fresh") from error
-    old, new = ({f"recipe.{name}": value for name, value in each["recipe"].items()} for each in (before, source))
-    old |= {name: before[name] for name in ("rows", "base")}
-    new |= {name: source[name] for name in ("rows", "base")}
-    differs = [name for name in new | old if new.get(name) != old.get(name)]
-    if differs:
-        changes = ", ".join(f"{n} ({old.get(n)!r}, now {new.get(n)!r})" if "." in n else n for n in differs)
-        raise ValueError(
-            f"{output} holds an adapter made with another {changes}; run again with --fresh or delete {path.name}"
-        )
-    try:
-        check_adapter(output, remedy)
-    except CorruptFileError as problem:
-        tell(problem)
-        return None
-    return report
-
-
 def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return runs.digest(json.dumps(value, sort_keys=True, ensure_ascii=False))

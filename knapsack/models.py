@@ -201,7 +201,7 @@ def load_tokenizer(base: str | Path):
     """The tokenizer of ``base``. Raises FileNotFoundError, with the remedy, if there is none."""
     try:
         return AutoTokenizer.from_pretrained(find_base(base))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise FileNotFoundError(f"base = {str(base)!r}: {error}; name a model folder or a public model") from error
 
 

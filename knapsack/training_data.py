@@ -11,6 +11,7 @@ from pathlib import Path
 from knapsack import prompts
 from knapsack.agent import Episode
 from knapsack.runs import CorruptFileError, check_digest, digest, read_digests, tell, write_digests, write_text
+from knapsack.runtime import KINDS
 from knapsack.traces import Trace
 
 MIN_SCORE, MAX_ERROR_SHARE, ALIKE, MARGIN = 0.5, 0.1, 0.9, 100  # of the pair filters (paper, trace preparation)
@@ -59,15 +60,10 @@ def keep_pairs(
     ids = [[getattr(e, "task_id", None) or e.task.task_id for e in side] for side in (persistent, stateless)]
     if ids[0] != ids[1]:
         raise ValueError("the two sides are not of the same tasks in the same order; make the missing traces first")
-    reasons: dict[str, Counter] = {"persistent": Counter(), "stateless": Counter()}
-    kept = []
-    for pair in zip(persistent, stateless, strict=True):
-        found = [rejection(episode, **limits) for episode in pair]
-        for counter, reason in zip(reasons.values(), found, strict=True):
-            counter.update([reason] if reason else [])
-        if found == [None, None]:
-            kept.append(pair)
-    return kept, reasons
+    pairs = list(zip(persistent, stateless, strict=True))
+    found = [[rejection(episode, **limits) for episode in pair] for pair in pairs]
+    kept = [pair for pair, why in zip(pairs, found, strict=True) if why == [None, None]]
+    return kept, {kind: Counter(why[side] for why in found if why[side]) for side, kind in enumerate(KINDS)}
 
 
 def write_rows(path: str | Path, rows: Sequence[dict]) -> None:
@@ -96,20 +92,18 @@ def read_rows(path: str | Path) -> list[dict]:
     known = read_digests(path.parent, remedy)
     if path.name in known:
         check_digest(path, known[path.name], remedy)
+    where, rows = str(path), []
     try:
         *lines, rest = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as problem:
-        raise CorruptFileError(f"{path} is no text ({problem}); {remedy}") from problem
-    if rest or not lines:
-        raise CorruptFileError(f"{path} is empty or ends within line {len(lines) + 1}; {remedy}")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            roles = [message["role"] for message in row["messages"] if isinstance(message["content"], str)]
-        except (ValueError, KeyError, TypeError) as problem:
-            raise CorruptFileError(f"{path}, line {number} is no row ({problem!r}); {remedy}") from problem
-        if len(roles) % 2 == 0 or roles != ["system"] + ["user", "assistant"] * (len(roles) // 2) or len(roles) < 3:
-            raise CorruptFileError(f"{path}, line {number} has the roles {roles}; {remedy}")
-        rows.append(row)
+        if rest or not lines:
+            raise ValueError(f"it is empty or ends within line {len(lines) + 1}")
+        for number, line in enumerate(lines, start=1):
+            where = f"{path}, line {number}"
+            rows.append(json.loads(line))
+            roles = [message["role"] for message in rows[-1]["messages"] if isinstance(message["content"], str)]
+            if roles != ["system", *["user", "assistant"] * max(1, len(roles) // 2)]:
+                raise ValueError(f"it has the roles {roles}")
+    except (ValueError, KeyError, TypeError) as problem:  # ValueError: also of bytes that are no text
+        said = f"{type(problem).__name__}: {problem}"
+        raise CorruptFileError(f"{where} cannot be read as training rows ({said}); {remedy}") from problem
     return rows

@@ -47,27 +47,20 @@ evaluations: int = 5  # validations, spread over the training
 import time
 from dataclasses import asdict
 
-from knapsack.gpu.backends import prepare_backend
-from knapsack.runs import find_base, open_run
-
-started = time.monotonic()
-run = open_run(run_folder)
-chosen = prepare_backend(backend, run.folder)  # before the libraries that Unsloth changes
-
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown, display
-from transformers.utils.logging import disable_progress_bar
 
-from knapsack import models
-from knapsack.batches import tokenize_rows
-from knapsack.finetune import Recipe, finetune
+from knapsack.finetune import Recipe, amount, finetune, marked, prepare, tokenize_rows
+from knapsack.runs import find_base, open_run
 from knapsack.runtime import KINDS
 from knapsack.training_data import read_rows
 
+started = time.monotonic()
+run = open_run(run_folder)
+chosen, tokenizer = prepare(backend, base, run.folder)  # before the libraries that Unsloth changes
 sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
-disable_progress_bar()
 recipe = Recipe(
     rank=rank,
     alpha=alpha,
@@ -107,39 +100,16 @@ Markdown(said)
 # (the task and every observation) is read but not imitated: nobody should learn to invent what a tool would return.
 
 # %%
-tokenizer = models.load_tokenizer(base)
 rows = {kind: read_rows(run.training(kind) / "traces.jsonl") for kind in KINDS}
 tokens = {kind: tokenize_rows(rows[kind], tokenizer) for kind in KINDS}
-
-
-def mask(row, lines=40, width=110):
-    """The text of a row, with + before each line that carries a label."""
-    text, start = [], 0
-    learned = [label != -100 for label in row["labels"]]
-    for end in range(1, len(learned) + 1):
-        if end == len(learned) or learned[end] != learned[start]:
-            sign = "+ " if learned[start] else "  "
-            part = tokenizer.decode(row["input_ids"][start:end]).strip("\n")
-            text += [sign + line[:width] + (" …" if len(line) > width else "") for line in part.split("\n") if part]
-            start = end
-    return "\n".join(text[:lines] + ["  …"] * (len(text) > lines))
-
-
 for kind in KINDS:
-    shortest = min(tokens[kind], key=lambda row: len(row["input_ids"]))
-    display(Markdown(f"**{kind.capitalize()}** (the shortest row)\n\n````diff\n{mask(shortest)}\n````"))
+    shortest = min(tokens[kind], key=lambda row: len(row.input_ids))
+    display(Markdown(f"**{kind.capitalize()}** (the shortest row)\n\n````diff\n{marked(shortest, tokenizer)}\n````"))
 
 # %% [markdown]
 # ## How much each regime gets to read
 
-
 # %%
-def amount(data):
-    lengths = [len(ids) for ids in data["input_ids"]]
-    labelled = sum(label != -100 for labels in data["labels"] for label in labels)
-    return {"rows": len(lengths), "tokens": sum(lengths), "labelled tokens": labelled, "longest row": max(lengths)}
-
-
 amounts = pd.DataFrame({kind: amount(data) for kind, data in tokens.items()}).T
 amounts.assign(**{"tokens a row": (amounts["tokens"] / amounts["rows"]).round().astype(int)})
 
@@ -180,25 +150,8 @@ for axis, (quantity, label) in zip(axes, labels.items(), strict=True):
 axes[0].legend(fontsize="small")
 plt.show()
 
-
 # %%
-def cost(report):
-    losses = [f"{point['loss']:.3f}" for point in report.validation]
-    return {
-        "rows (held out)": f"{report.rows} ({report.validation_rows})",
-        "steps": f"{report.steps}" + (f" (from {report.resumed_from})" if report.resumed_from else ""),
-        "seconds": f"{report.seconds:.0f}",
-        "tokens a second": f"{report.tokens_per_second:,.0f}",
-        "peak memory": f"{report.peak_memory / 2**20:,.0f} MiB",
-        "trained parameters": f"{report.trained_parameters:,} of {report.parameters:,}",
-        "adapter": f"{report.adapter_bytes / 2**20:.1f} MiB",
-        "validation loss": f"{losses[0]} → {losses[-1]}" if losses else "none held out",
-        "base weights": "4-bit NF4, double quantisation" if report.four_bit_layers else "bfloat16",
-        "back end": f"{report.backend} on {report.device}",
-    }
-
-
-pd.DataFrame({kind: cost(report) for kind, report in reports.items()})
+pd.DataFrame({kind: report.summary() for kind, report in reports.items()})
 
 # %% [markdown]
 # Seconds include validation and checkpoints; memory is the peak of this notebook's process (on a GPU: of the tensors).

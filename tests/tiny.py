@@ -1,5 +1,7 @@
-"""A tiny random Qwen3 model with a small ChatML tokenizer, for tests: 30 thousand parameters, made in half a second."""
+"""For tests: a tiny random Qwen3 model with a small ChatML tokenizer, made in half a second, and rows to train it."""
 
+import json
+import random
 from pathlib import Path
 
 import torch
@@ -7,9 +9,32 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from knapsack import prompts
+from knapsack.finetune import Recipe
 from knapsack.tasks import KnapsackConfig, sample_task
 
 CODE = "```python\nimport json\nfor i in json.loads(list_items())[:8]:\n    print(i, inspect(i))\nfinish()\n```"
+
+
+RECIPE = Recipe(
+    rank=4, alpha=8, learning_rate=1e-2, batch_tokens=256, validation_share=0.1, evaluations=2, max_length=2048
+)
+
+
+def make_rows(count: int, seed: int = 0) -> list[dict]:
+    """Training rows of one to five turns."""
+    source, rows = random.Random(seed), []
+    for _ in range(count):
+        messages = [
+            {"role": "system", "content": "Runtime: persistent."},
+            {"role": "user", "content": f"Knapsack: capacity {source.randint(1, 99)}."},
+        ]
+        for turn in range(source.randint(1, 5)):
+            messages += [
+                {"role": "assistant", "content": f"I look.\n```python\nprint({turn})\n```"},
+                {"role": "user", "content": json.dumps({"output": f"{turn}\n"})},
+            ]
+        rows.append({"messages": messages[:-1]})
+    return rows
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -11,7 +11,7 @@ import socket
 import sys
 from pathlib import Path
 
-from knapsack.gpu.backends import load, prepare_backend
+from knapsack.gpu.backends import prepare_backend
 
 
 def refuse(*arguments, **_):
@@ -19,8 +19,9 @@ def refuse(*arguments, **_):
 
 
 def trainings(backend: str, base: str, output: Path) -> dict:
-    """The report of each training: whole, stopped after step 12 and resumed, in 4 bit; and the batches of the first."""
-    from test_finetune import RECIPE, make_rows
+    """The report of each training: whole, stopped after step 12 and resumed, in 4 bit for rows longer than the base has
+    positions; the batches of the first; and the positions of the base in the last."""
+    from tiny import RECIPE, make_rows
     from transformers import Trainer
 
     from knapsack.finetune import finetune
@@ -29,6 +30,8 @@ def trainings(backend: str, base: str, output: Path) -> dict:
 
     def watched(trainer, model, inputs, *arguments, **options):
         batches.append({name: inputs[name].tolist() for name in ("input_ids", "labels", "attention_mask")})
+        config = model.config.to_dict()
+        reports["positions"] = [config["max_position_embeddings"], config["rope_parameters"]]
         if len(batches) == stop_at:
             raise KeyboardInterrupt
         return step(trainer, model, inputs, *arguments, **options)
@@ -44,37 +47,37 @@ def trainings(backend: str, base: str, output: Path) -> dict:
         run("resumed")
     except KeyboardInterrupt:
         run("resumed")
-    run("four-bit", dataclasses.replace(RECIPE, load_in_4bit=True, gradient_checkpointing=True))
+    four_bit = {"load_in_4bit": True, "gradient_checkpointing": True, "max_length": 100_000}
+    run("four-bit", dataclasses.replace(RECIPE, **four_bit))
     return {"batches": seen, "reports": reports}
 
 
 def refusals(base: str, output: Path) -> dict:
-    """What is said when Unsloth goes on without 4 bit, and whether a base's positions were stretched for long rows."""
-    from test_finetune import RECIPE, make_rows
+    """What is said when Unsloth goes on without 4 bit, and of rows that are longer than the base has positions."""
+    from tiny import RECIPE, make_rows
     from unsloth_zoo.cpu import loader
 
     from knapsack.finetune import finetune
 
-    long = dataclasses.replace(RECIPE, max_length=100_000)
-    model = load("unsloth", long, base, "cpu")
-    rope = model.config.to_dict().get("rope_parameters")
     said, loader.cpu_bnb_4bit_supported = {}, lambda: False
-    for name, recipe, rows in (
-        ("dropped", dataclasses.replace(RECIPE, load_in_4bit=True), make_rows(4)),
-        ("too long", long, [{"messages": [{"role": "assistant", "content": "a b c " * 2000}]}] * 2),
+    long = [{"messages": [{"role": "assistant", "content": "a b c " * 2000}]}] * 2
+    for name, changed, rows in (
+        ("dropped", {"load_in_4bit": True}, make_rows(4)),
+        ("too long", {"max_length": 100_000}, long),
     ):
         try:
+            recipe = dataclasses.replace(RECIPE, **changed)
             finetune(recipe, rows, base, output / name, backend="unsloth", progress=False)
         except (RuntimeError, ValueError) as error:
             said[name] = f"{type(error).__name__}: {error}"
-    return {"said": said, "rope": rope, "positions": model.config.max_position_embeddings}
+    return {"said": said}
 
 
 def reply(base: str, adapter: Path) -> dict:
     """Unsloth's greedy reply with a saved adapter, in tokens, and the prompt."""
     import torch
     from peft import PeftModel
-    from test_finetune import make_rows
+    from tiny import make_rows
     from transformers import AutoTokenizer
     from unsloth import FastLanguageModel
 

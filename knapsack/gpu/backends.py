@@ -1,4 +1,4 @@
-"""What loads a base and puts an adapter on it: plain PEFT, or Unsloth, whose kernels need less time and memory.
+"""What loads a base and puts an adapter on it besides plain PEFT: Unsloth, whose kernels need less time and memory.
 
 Both get the same recipe and end as the same kind of PEFT model. Unsloth changes transformers, trl and peft when it is
 imported, so it has to be imported before them: ``prepare_backend`` is to be called before anything that needs them.
@@ -9,7 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from knapsack.recipe import Recipe
+from knapsack.finetune import Recipe, lora_arguments
 
 BACKENDS = ("peft", "unsloth")
 PATCHED = ("transformers", "trl", "peft")  # by Unsloth, when it is imported
@@ -71,81 +71,26 @@ def check_packages(recipe: Recipe) -> None:
         )
 
 
-def read_limit(source: str | Path) -> int:
-    """Positions of the base ``source`` in tokens. Raises FileNotFoundError if there is no such base."""
-    from transformers import AutoConfig
+def load_4bit(source: str | Path, device: str):
+    """The base by transformers and bitsandbytes: NF4, its constants quantised once more, sums in bfloat16.
 
-    try:
-        return AutoConfig.from_pretrained(source).get_text_config().max_position_embeddings
-    except (OSError, ValueError) as error:
-        raise _missing(source, error) from error
-
-
-def load_tokenizer(source: str | Path):
-    """The tokenizer of the base as it lies there: back ends may change theirs. Raises FileNotFoundError."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise _missing(source, error) from error
-
-
-def load(backend: str, recipe: Recipe, source: str | Path, device: str):
-    """The base with a new adapter: base weights in bfloat16 or 4 bit, adapter weights in float32.
-
-    Whether it really is in 4 bit, ``check_4bit`` says. Raises FileNotFoundError if nothing can be loaded, ValueError
-    for modules that the base does not have, RuntimeError if the adapter is not what the recipe says.
+    Whether it really is in 4 bit, ``check_4bit`` says.
     """
-    try:
-        model = {"peft": _load_peft, "unsloth": _load_unsloth}[backend](recipe, source, device)
-    except OSError as error:
-        raise _missing(source, error) from error
-    check_adapter_shape(model, recipe)
-    return model
-
-
-def _missing(source: str | Path, error: Exception) -> FileNotFoundError:
-    return FileNotFoundError(f"base: no model could be loaded from {source} ({error}); give another")
-
-
-def quantisation_arguments() -> dict:
-    """Of transformers.BitsAndBytesConfig: NF4, its constants quantised once more, sums in bfloat16."""
     import torch
-
-    return {
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_use_double_quant": True,
-        "bnb_4bit_compute_dtype": torch.bfloat16,
-    }
-
-
-def lora_arguments(recipe: Recipe) -> dict:
-    """Of peft.LoraConfig."""
-    return {
-        "r": recipe.rank,
-        "lora_alpha": recipe.alpha,
-        "lora_dropout": recipe.dropout,
-        "target_modules": list(recipe.target_modules),
-        "task_type": "CAUSAL_LM",
-    }
-
-
-def _load_peft(recipe: Recipe, source: str | Path, device: str):
-    import torch
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    if recipe.load_in_4bit:
-        quantised = {"quantization_config": BitsAndBytesConfig(**quantisation_arguments()), "device_map": {"": device}}
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, **quantised)
-        for module in model.modules():  # bitsandbytes 0.50 repacks weights in an evaluation on a CPU, and a backward
-            if hasattr(module, "support_avx512bf16_for_cpu"):  # pass through repacked ones is wrong without a word
-                module.support_avx512bf16_for_cpu = False
-    else:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).to(device)
-    return get_peft_model(model, LoraConfig(**lora_arguments(recipe)))
+    quantised = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    options = {"dtype": torch.bfloat16, "quantization_config": quantised, "device_map": {"": device}}
+    model = AutoModelForCausalLM.from_pretrained(source, **options)
+    for module in model.modules():  # bitsandbytes 0.50 repacks weights in an evaluation on a CPU, and a backward pass
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # through repacked ones is wrong without a word
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def unsloth_base_arguments(recipe: Recipe, source: str | Path, limit: int) -> dict:
@@ -167,15 +112,15 @@ def unsloth_base_arguments(recipe: Recipe, source: str | Path, limit: int) -> di
 
 def unsloth_lora_arguments(recipe: Recipe) -> dict:
     """Of unsloth.FastLanguageModel.get_peft_model, besides the model."""
-    lora = {name: value for name, value in lora_arguments(recipe).items() if name != "task_type"}
     gradients = {"use_gradient_checkpointing": "unsloth" if recipe.gradient_checkpointing else False}
-    return lora | gradients | {"bias": "none", "random_state": recipe.seed}
+    return lora_arguments(recipe) | gradients | {"bias": "none", "random_state": recipe.seed}
 
 
-def _load_unsloth(recipe: Recipe, source: str | Path, device: str):
+def load_unsloth(recipe: Recipe, source: str | Path, limit: int):
+    """The base of ``limit`` positions, in bfloat16 or 4 bit, with a new adapter, by Unsloth."""
     from unsloth import FastLanguageModel
 
-    model, _ = FastLanguageModel.from_pretrained(**unsloth_base_arguments(recipe, source, read_limit(source)))
+    model, _ = FastLanguageModel.from_pretrained(**unsloth_base_arguments(recipe, source, limit))
     return FastLanguageModel.get_peft_model(model, **unsloth_lora_arguments(recipe))
 
 

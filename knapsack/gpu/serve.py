@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from knapsack.adapters import check_adapter
+from knapsack.finetune import check_adapter
 from knapsack.preflight.sizes import local_folder
 from knapsack.runs import Run, open_run, project_folder, read_json, write_text
 from knapsack.runtime import KINDS
@@ -71,16 +71,15 @@ def serve_command(
 
 
 def _context_length(run: Run, manifest: dict) -> int:
-    """Notebook 04's context length: of its record, or, before it ran, of the profile and ``-p`` of the run."""
+    """Notebook 04's context length: of its record, or, before it ran, of the ``-p`` and the profile of the run."""
     asked = manifest.get("run_notebooks", {}).get("parameters", {})
-    if recorded := manifest.get("04_evaluate", {}).get("parameters"):
-        return recorded["context_length"]
-    if set_apart := [text for text in asked.get("set", []) if text.startswith("context_length=")]:
-        return int(set_apart[-1].partition("=")[2])
     profile = project_folder() / "knapsack" / "profiles" / f"{asked.get('profile')}.yaml"
-    if not profile.exists():
+    known = yaml.safe_load(profile.read_text(encoding="utf-8"))["04_evaluate"] if profile.exists() else {}
+    known |= dict(text.removeprefix("04_evaluate.").split("=", 1) for text in asked.get("set", []))
+    known |= manifest.get("04_evaluate", {}).get("parameters", {})
+    if "context_length" not in known:
         raise ValueError(f"{run.manifest} does not say how long a conversation may be: give --context-length")
-    return yaml.safe_load(profile.read_text(encoding="utf-8"))["04_evaluate"]["context_length"]
+    return int(known["context_length"])
 
 
 def _chat_template(run: Run, source: Path | str) -> Path:

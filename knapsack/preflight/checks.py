@@ -22,10 +22,10 @@ from knapsack.endpoints.endpoint import (
     read_key,
     read_served,
 )
+from knapsack.finetune import Recipe
 from knapsack.gpu.backends import BACKENDS, check_packages, choose_backend
 from knapsack.preflight.sizes import has_weights, local_folder, read_shape, run_bytes
 from knapsack.prompts import DETAILS
-from knapsack.recipe import Recipe
 from knapsack.runtime import RUNTIME_KINDS
 from knapsack.sandbox import ENGINES, interpreter_pool
 from knapsack.tasks import SPLIT_SIZE, preset

@@ -18,13 +18,12 @@ import torch
 from peft import PeftModel
 from places import CHECKOUT
 from safetensors.torch import load_file
-from test_finetune import make_rows
-from tiny import tiny_model
+from tiny import make_rows, tiny_model
 from transformers import AutoModelForCausalLM
 
+from knapsack.finetune import Recipe
 from knapsack.gpu import backends
 from knapsack.models import load_model
-from knapsack.recipe import Recipe
 from knapsack.training_data import write_rows
 
 MISSING = [name for name in ("unsloth", "unsloth_zoo", "bitsandbytes") if find_spec(name) is None]
@@ -61,15 +60,11 @@ def trained(base, elsewhere, tmp_path_factory):
     return results
 
 
-def test_both_back_ends_train_on_the_same_tokens(trained):
-    (_, plain), (_, unsloth) = trained["peft"], trained["unsloth"]
-    assert len(plain["batches"]) == plain["reports"]["whole"]["steps"] > 10
-    assert plain["batches"] == unsloth["batches"]
-
-
 @pytest.mark.parametrize("name", ["whole", "four-bit"])
-def test_both_back_ends_have_the_same_loss(trained, name):
-    plain, unsloth = (trained[backend][1]["reports"][name] for backend in ("peft", "unsloth"))
+def test_both_back_ends_have_the_same_loss_on_the_same_tokens(trained, name):
+    (_, plain), (_, unsloth) = trained["peft"], trained["unsloth"]
+    assert plain["batches"] == unsloth["batches"] and len(plain["batches"]) == plain["reports"]["whole"]["steps"] > 10
+    plain, unsloth = plain["reports"][name], unsloth["reports"][name]
     assert (plain["backend"], unsloth["backend"]) == ("peft", "unsloth")
     assert unsloth["losses"][0]["loss"] == pytest.approx(plain["losses"][0]["loss"], rel=LOSS)
     for report in (plain, unsloth):
@@ -95,23 +90,21 @@ def test_four_bit_that_unsloth_drops_stops_the_training(trained):
 def test_a_long_recipe_does_not_stretch_the_positions_of_the_base(base, trained):
     observed = trained["unsloth"][1]
     config = json.loads((base / "config.json").read_text())
-    assert (observed["rope"], observed["positions"]) == (config["rope_parameters"], 2048)
+    assert observed["reports"]["positions"] == [2048, config["rope_parameters"]]
     assert "training rows are longer than 2048 tokens" in observed["said"]["too long"]
 
 
-@pytest.mark.parametrize("backend", ["peft", "unsloth"])
-def test_a_stopped_training_goes_on_to_the_same_adapter(trained, backend):
-    folder, observed = trained[backend]
-    weights = [folder / name / "adapter" / "adapter_model.safetensors" for name in ("whole", "resumed")]
-    assert observed["reports"]["resumed"]["resumed_from"] == 10
-    assert weights[0].read_bytes() == weights[1].read_bytes()
-
-
-def test_the_adapter_is_the_same_kind_of_folder(trained):
-    plain, unsloth = (trained[backend][0] / "whole" / "adapter" for backend in ("peft", "unsloth"))
-    for name in ("adapter_config.json", "chat_template.jinja"):
-        assert (plain / name).read_bytes() == (unsloth / name).read_bytes()
-    assert sorted(path.name for path in plain.iterdir()) == sorted(path.name for path in unsloth.iterdir())
+def test_the_adapter_is_the_same_kind_of_folder_also_when_the_training_was_stopped(trained):
+    folders = {}
+    for backend, (folder, observed) in trained.items():
+        assert observed["reports"]["resumed"]["resumed_from"] == 10
+        whole, resumed = (
+            {path.name: path.read_bytes() for path in (folder / name / "adapter").iterdir()}
+            for name in ("whole", "resumed")
+        )
+        assert whole == resumed and whole.pop("adapter_model.safetensors")
+        folders[backend] = whole
+    assert folders["peft"] == folders["unsloth"]
 
 
 def test_an_adapter_of_unsloth_replies_the_same_in_plain_peft(base, trained):
@@ -158,9 +151,8 @@ def parameters(module: str, owner: str, function: str) -> set[str]:
 
 
 def test_the_cuda_back_end_knows_every_argument_by_name():
-    assert backends.unsloth_base_arguments(Recipe(), "base", 1).keys() <= parameters(
-        "loader.py", "FastLanguageModel", "from_pretrained"
-    )
-    assert backends.unsloth_lora_arguments(Recipe()).keys() <= parameters(
-        "llama.py", "FastLlamaModel", "get_peft_model"
-    )
+    for passed, known in (
+        (backends.unsloth_base_arguments(Recipe(), "base", 1), ("loader.py", "FastLanguageModel", "from_pretrained")),
+        (backends.unsloth_lora_arguments(Recipe()), ("llama.py", "FastLlamaModel", "get_peft_model")),
+    ):
+        assert passed.keys() <= parameters(*known)

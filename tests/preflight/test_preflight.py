@@ -219,7 +219,7 @@ def test_what_is_missing_is_said_with_its_remedy_before_any_work(arguments, said
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
-        ("rank=0", "Recipe.rank = 0: needs a whole number from 1 to 1024"),
+        ("rank=0", "Recipe.rank = 0: input should be greater than or equal to 1"),
         ("learning_rate=2", "Recipe.learning_rate"),
         ("n_pairs=601", "02_traces: n_pairs = 601 of n_train = 600"),
         ("n_hard=0", "n_hard = 0: needs at least 1"),
