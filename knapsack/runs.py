@@ -9,12 +9,14 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import wraps
 from importlib import metadata
 from pathlib import Path
 
+import pydantic
 from filelock import FileLock, Timeout
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "pydantic-monty", "numpy", "pandas", "scipy")
@@ -144,6 +146,37 @@ def provenance() -> dict:
         "versions": versions,
         "machine": {"system": platform.system(), "architecture": platform.machine(), "cores": os.cpu_count()},
     }
+
+
+def bounded(cls: type) -> type:
+    """Class decorator: a frozen dataclass that checks its fields' annotations (``Annotated[int, Field(ge=1)]``).
+
+    Strictly: True is no int, but 1 is a float and becomes 1.0; no NaN, no infinity. Making one (or ``replace``) raises
+    ValueError in one line, see ``one_line``.
+    """
+    strict = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    made = pydantic.dataclasses.dataclass(cls, frozen=True, config=strict)
+    checked = made.__init__
+
+    @wraps(checked)
+    def init(self, *values, **named) -> None:
+        try:
+            checked(self, *values, **named)
+        except pydantic.ValidationError as error:
+            raise ValueError(one_line(error, cls.__name__, [field.name for field in fields(made)])) from None
+
+    made.__init__ = init
+    return made
+
+
+def one_line(error: pydantic.ValidationError, what: str, names: Sequence[str] = ()) -> str:
+    """The first of the errors as ``<what>.<field> = <value>: <type or bound>``; ``names`` are those of positions."""
+    first = error.errors(include_url=False)[0]
+    place = [names[part] if number == 0 and isinstance(part, int) else part for number, part in enumerate(first["loc"])]
+    where = ".".join(map(str, [what, *place]))
+    if first["type"] == "value_error":  # raised by a validator, in our own words
+        return f"{where}: {first['ctx']['error']}"
+    return f"{where} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
 DIGESTS = "digests.json"  # beside the files whose digests it holds
