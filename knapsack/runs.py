@@ -60,6 +60,16 @@ class Run:
     def manifest(self) -> Path:
         return self.folder / "manifest.json"
 
+    def parameters(self, step: str, namespace: dict) -> dict:
+        """The parameters that notebook ``step`` declares, out of its ``namespace``. Raises ValueError, in one line, for
+        a value that is out of bounds or does not go with those of the notebooks that were run before."""
+        from knapsack.preflight.parameters import check, check_together, declared
+
+        types, _ = declared(project_folder() / "notebooks" / f"{step}.ipynb")
+        own = check(step, types, {name: namespace[name] for name in types})
+        check_together({made: row["parameters"] for made, row in self.read_manifest().items()} | {step: own}, [step])
+        return own
+
     def record(self, step: str, parameters: dict, seconds: float | None = None) -> None:
         """Note in the manifest how ``step`` (a notebook's name) was run: parameters, versions, commit, machine."""
         row = {"parameters": parameters, "seconds": seconds, **provenance()}
@@ -167,6 +177,11 @@ def bounded(cls: type) -> type:
 
     made.__init__ = init
     return made
+
+
+def pick(cls: type, values: dict, **more):
+    """A ``cls`` of those of ``values`` that are its fields, and of ``more``."""
+    return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values}, **more)
 
 
 def one_line(error: pydantic.ValidationError, what: str, names: Sequence[str] = ()) -> str:

@@ -45,13 +45,13 @@ evaluations: int = 5  # validations, spread over the training
 
 # %%
 import time
-from dataclasses import asdict
 
 from knapsack.gpu.backends import prepare_backend
-from knapsack.runs import find_base, open_run
+from knapsack.runs import find_base, open_run, pick
 
 started = time.monotonic()
 run = open_run(run_folder)
+parameters = run.parameters("03_finetune", globals())
 chosen = prepare_backend(backend, run.folder)  # before the libraries that Unsloth changes
 
 import matplotlib.pyplot as plt
@@ -68,26 +68,7 @@ from knapsack.training_data import read_rows
 
 sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
 disable_progress_bar()
-recipe = Recipe(
-    rank=rank,
-    alpha=alpha,
-    dropout=dropout,
-    target_modules=target_modules,
-    learning_rate=learning_rate,
-    epochs=epochs,
-    batch_tokens=batch_tokens,
-    batch_rows=batch_rows,
-    accumulation=accumulation,
-    warmup=warmup,
-    weight_decay=weight_decay,
-    scheduler=scheduler,
-    max_length=max_length,
-    load_in_4bit=load_in_4bit,
-    gradient_checkpointing=gradient_checkpointing,
-    validation_share=validation_share,
-    evaluations=evaluations,
-    seed=seed,
-)
+recipe = pick(Recipe, parameters)
 
 # %% [markdown]
 # ## The base
@@ -205,5 +186,4 @@ pd.DataFrame({kind: cost(report) for kind, report in reports.items()})
 # The validation losses of the two adapters are on different texts and so do not rank them; notebook 4 lets them play.
 
 # %%
-parameters = {"run_folder": run_folder, "base": base, "backend": backend, **asdict(recipe)}
 run.record("03_finetune", parameters, time.monotonic() - started)
