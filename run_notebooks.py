@@ -244,7 +244,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--log", action="store_true", help="print what the cells print")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what is missing; write nothing")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends the kernel too, as Ctrl-C does
+    # A polite kill ends the kernel too, as Ctrl-C does. Where a shell ignores the latter, behind "&", it stays ignored.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = options.out.expanduser().resolve() if options.out else ROOT / "runs" / options.profile
     run, steps, problem, status = Run(folder), [], None, 0
     try:

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,17 +32,6 @@ import json, torch
 device = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
 print(json.dumps([device.name, device.total_memory] if device else ["", 0]))
 """
-
-
-@dataclass(frozen=True)
-class Missing:
-    """Something that the chosen notebooks need and this machine lacks, and what to do about it."""
-
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.remedy}"
 
 
 class Wanted:
@@ -94,23 +82,22 @@ class Wanted:
         return total
 
 
-def find_missing(wanted: Wanted, folder: Path, free: int | None = None) -> tuple[list[Missing], list[str]]:
-    """What ``wanted`` lacks on this machine, and what may go wrong but need not. ``free``: bytes of disk to assume."""
-    missing, doubts, download = check_installed(wanted), [], 0
-    if wanted.needs_gpu and (memory := wanted.profile.get("gpu_memory_gb")):
-        lacking, doubts = check_gpu(memory)
-        missing += lacking
-    lacking, unsure = check_endpoints(wanted.places)
-    missing, doubts = missing + lacking, doubts + unsure
-    for base in wanted.bases:
-        lacking, size = check_base(base, wanted.needs_gpu, wanted.profile.get("offline", False))
-        missing += lacking
-        download += size
+def find_missing(wanted: Wanted, folder: Path, free: int | None = None) -> tuple[list[str], list[str]]:
+    """What ``wanted`` lacks on this machine, each with its remedy, and what may go wrong but need not. ``free``: bytes
+    of disk to assume."""
+    gpu, missing = wanted.needs_gpu, check_installed(wanted)
+    memory = wanted.profile.get("gpu_memory_gb")
+    lacking, doubts = check_gpu(memory) if gpu and memory else ([], [])
+    unanswered, unsure = check_endpoints(wanted.places)
+    bases = [check_base(base, gpu, wanted.profile.get("offline", False)) for base in wanted.bases]
+    missing += [*lacking, *unanswered, *(problem for problem, _ in bases if problem)]
     there = existing(folder)
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    if there.is_dir() and os.access(there, os.W_OK):
+        missing += check_disk(folder, wanted.disk, sum(size for _, size in bases), free)
+    else:
         problem = f"cannot make the run's folder {folder} ({there} is a file or read-only); choose another with --out"
-        return [*missing, Missing("a place for the run", problem)], doubts
-    return missing + check_disk(folder, wanted.disk, download, free), doubts
+        missing.append(f"a place for the run: {problem}")
+    return missing, doubts + unsure
 
 
 def existing(path: Path) -> Path:
@@ -118,33 +105,33 @@ def existing(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if place.exists())
 
 
-def check_installed(wanted: Wanted) -> list[Missing]:
+def check_installed(wanted: Wanted) -> list[str]:
     """Packages and engines that the chosen notebooks need."""
     missing = []
-    if "03_finetune" in wanted.steps:
-        try:
+    try:
+        if "03_finetune" in wanted.steps:
             check_packages(wanted.finetune)
             if wanted.finetune.backend == "unsloth":
                 choose_backend("unsloth")
-        except ImportError as error:
-            missing.append(Missing("a package of the fine-tuning", str(error)))
-    for step, values in (("02_traces", wanted.traces), ("04_evaluate", wanted.evaluate)):
-        if step in wanted.steps and values.engine != "monty":
-            try:
-                interpreter_pool(engine=values.engine)
-            except RuntimeError as error:
-                missing.append(Missing(f"a place for engine {values.engine!r}", str(error)))
-    return list(dict.fromkeys(missing))
+    except ImportError as error:
+        missing.append(f"a package of the fine-tuning: {error}")
+    players = {"02_traces": wanted.traces, "04_evaluate": wanted.evaluate}
+    for engine in sorted({values.engine for step, values in players.items() if step in wanted.steps} - {"monty"}):
+        try:
+            interpreter_pool(engine=engine)
+        except RuntimeError as error:
+            missing.append(f"a place for engine {engine!r}: {error}")
+    return missing
 
 
-def check_endpoints(endpoints: dict[str, Endpoint]) -> tuple[list[Missing], list[str]]:
+def check_endpoints(endpoints: dict[str, Endpoint]) -> tuple[list[str], list[str]]:
     """The ``api`` extra, keys, and servers that answer; and a doubt for a model that a server does not list."""
     try:
         if endpoints:
             packages()
     except ImportError as error:
-        return [Missing("the packages for endpoints", str(error))], []
-    missing: dict[tuple, Missing] = {}
+        return [f"the packages for endpoints: {error}"], []
+    missing: dict[tuple, str] = {}
     doubts = []
     for endpoint in endpoints.values():
         place = endpoint.url, endpoint.key_variable
@@ -153,21 +140,21 @@ def check_endpoints(endpoints: dict[str, Endpoint]) -> tuple[list[Missing], list
         try:
             doubts.append(check_server(endpoint, read_key(endpoint)))
         except ValueError as error:
-            missing[place] = Missing(f"the key {endpoint.key_variable}", f"{error}; export it")
+            missing[place] = f"the key {endpoint.key_variable}: {error}; export it"
         except EndpointError as error:
-            missing[place] = Missing(f"the server {endpoint.url}", str(error))
+            missing[place] = f"the server {endpoint.url}: {error}"
     return list(missing.values()), [doubt for doubt in doubts if doubt]
 
 
-def check_base(base: str, weights: bool, offline: bool) -> tuple[list[Missing], int]:
+def check_base(base: str, weights: bool, offline: bool) -> tuple[str | None, int]:
     """What keeps ``base`` from being loaded (its ``weights``, or the tokenizer alone), and bytes to download for it."""
     folder = local_folder(base)
     if folder is not None and (folder / "tokenizer.json").exists() and (not weights or has_weights(folder)):
-        return [], 0
+        return None, 0
     if folder is not None and (base == "nano" or folder == Path(base).expanduser()):
-        return [Missing(f"the model in {folder}", "it lacks its weights or tokenizer; name a complete folder")], 0
+        return f"the model in {folder}: it lacks its weights or tokenizer; name a complete folder", 0
     if offline:
-        return [Missing(f"the model {base}", "this profile is offline: name a model folder, or use another profile")], 0
+        return f"the model {base}: this profile is offline: name a model folder, or use another profile", 0
     from httpx import HTTPError
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
@@ -176,25 +163,25 @@ def check_base(base: str, weights: bool, offline: bool) -> tuple[list[Missing], 
         files = HfApi().model_info(base, files_metadata=True, timeout=10).siblings
     except (HFValidationError, HTTPError, OSError) as error:  # no such model, it wants an account, no network
         problem = f"it is not on this machine and cannot be had ({str(error).splitlines()[0]})"
-        remedy = f"{problem}; name a model folder or a public model, or download it where there is a network"
-        return [Missing(f"the model {base}", remedy)], 0
+        remedy = "name a model folder or a public model, or download it where there is a network"
+        return f"the model {base}: {problem}; {remedy}", 0
     ends = (".json", ".txt", ".safetensors") if weights else (".json", ".txt")
-    return [], sum(file.size or 0 for file in files if file.rfilename.endswith(ends))
+    return None, sum(file.size or 0 for file in files if file.rfilename.endswith(ends))
 
 
-def check_gpu(wanted_gb: float) -> tuple[list[Missing], list[str]]:
+def check_gpu(wanted_gb: float) -> tuple[list[str], list[str]]:
     """Whether PyTorch sees a GPU, and a doubt if it has less memory than ``wanted_gb`` (10⁹ bytes)."""
     asked = subprocess.run([sys.executable, "-c", ASK_GPU], capture_output=True, text=True)
     name, size = json.loads(asked.stdout) if asked.returncode == 0 else ("", 0)
     if not name:
         said = asked.stderr.strip().splitlines()[-1:] or [f"this profile wants one with {wanted_gb} GB"]
         remedy = "run on a machine with one, with PyTorch for CUDA, or use --profile nano"
-        return [Missing(f"no GPU that PyTorch can use ({said[0]})", remedy)], []
+        return [f"no GPU that PyTorch can use ({said[0]}): {remedy}"], []
     small = f"{name} has {size / 1e9:.0f} GB of memory, this profile wants {wanted_gb} GB"
     return [], [small] if size < 0.95 * wanted_gb * 1e9 else []
 
 
-def check_disk(folder: Path, size: float, download: int = 0, free: int | None = None) -> list[Missing]:
+def check_disk(folder: Path, size: float, download: int = 0, free: int | None = None) -> list[str]:
     """Room for ``size`` bytes in the run's ``folder``, and for ``download`` bytes in the cache of models."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -202,9 +189,9 @@ def check_disk(folder: Path, size: float, download: int = 0, free: int | None = 
     for place, wanted in ((folder, size), *([(Path(HF_HUB_CACHE), download)] if download else [])):
         there = existing(place)
         needs.setdefault(there.stat().st_dev, [there, ROOM])[1] += wanted
-    for there, size in needs.values():
+    for there, needed in needs.values():
         left = shutil.disk_usage(there).free if free is None else free
-        if size > left:
-            remedy = f"free {(size - left) / 1e9:.1f} GB, or choose another disk (--out; HF_HOME for models)"
-            missing.append(Missing(f"{size / 1e9:.1f} GB of disk at {there} ({left / 1e9:.1f} GB are free)", remedy))
+        if needed > left:
+            remedy = f"free {(needed - left) / 1e9:.1f} GB, or choose another disk (--out; HF_HOME for models)"
+            missing.append(f"{needed / 1e9:.1f} GB of disk at {there} ({left / 1e9:.1f} GB are free): {remedy}")
     return missing

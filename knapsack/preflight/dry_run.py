@@ -1,15 +1,15 @@
 """The plan of a run as text: counts, tokens, hours, and what it needs. ``tokens`` says how tokens are estimated."""
 
 import math
+from types import SimpleNamespace
 
 import pandas as pd
 
 from knapsack.evaluate import Settings
-from knapsack.preflight.checks import Missing, Wanted
+from knapsack.preflight.checks import Wanted
 from knapsack.preflight.sizes import has_weights, local_folder
 from knapsack.preflight.tokens import (
     SAMPLED,
-    TOKENS_PER_PIECE,
     estimate_requests,
     play,
     spending_sentence,
@@ -26,22 +26,24 @@ from knapsack.traces import Cell
 LONGER = 1.6
 
 
-def describe(wanted: Wanted, missing: list[Missing], doubts: list[str]) -> str:
+def describe(wanted: Wanted, missing: list[str], doubts: list[str]) -> str:
     """The whole plan."""
     rates, hours, lines, most = wanted.profile["rates"], {}, ["", *counted(wanted)], ""
     if "02_traces" in wanted.steps and wanted.traces.teacher:
-        asked = spending_sentence(estimate_teacher(wanted), wanted.traces.max_total_tokens)
-        lines += ["", f"To the teacher's endpoint: {asked}"]
+        asked = estimate(wanted, wanted.traces, [Cell("teacher", kind, "train") for kind in KINDS])
+        lines += ["", f"To the teacher's endpoint: {spending_sentence(asked, wanted.traces.max_total_tokens)}"]
     elif "02_traces" in wanted.steps:
         hours["02_traces"] = 2 * wanted.traces.n_train / rates["teacher"] / 3600
     if "03_finetune" in wanted.steps:
         rows, tokens = estimate_training(wanted)
         hours["03_finetune"] = sum(tokens.values()) / rates["training"] / 3600
-        counted_by, epochs = counting(wanted.traces.base), wanted.finetune.epochs
-        lines += ["", f"Training tokens, if the traces are as long as the rule-based teacher's ({counted_by})"]
+        exact, epochs = token_counter(wanted.traces.base)[1], wanted.finetune.epochs
+        lines += ["", f"Training tokens, if the traces are as long as the rule-based teacher's ({exact})"]
         lines += [f"  {kind:<11} {rows:,} rows, {tokens[kind]:,} in {epochs:g} epochs" for kind in KINDS]
     if "04_evaluate" in wanted.steps:
-        table = estimate_evaluation(wanted)
+        played = wanted.evaluate
+        cells = [Cell(m, r, s) for s in played.splits for m in played.models for r in played.runtimes]
+        table = estimate(wanted, played, cells)
         lines += ["", *evaluation_lines(table, wanted)]
         own = table[~table["model"].isin(list(wanted.served))].sum(numeric_only=True) / rates["completion"] / 3600
         hours["04_evaluate"] = LONGER * own["completion_tokens"]
@@ -90,26 +92,12 @@ def estimate_training(wanted: Wanted) -> tuple[int, dict[str, int]]:
     return rows, {kind: round(rows * recipe.epochs * sum(each) / len(each)) for kind, each in lengths.items()}
 
 
-def estimate_teacher(wanted: Wanted) -> pd.DataFrame:
-    """``estimate_requests`` for a chat model as teacher."""
-    cells, tasks = [Cell("teacher", kind, "train") for kind in KINDS], {"train": sample_tasks(wanted, "train")}
-    return estimate_requests(cells, {"train": wanted.traces.n_train}, pick(Settings, vars(wanted.traces)), tasks)
-
-
-def estimate_evaluation(wanted: Wanted) -> pd.DataFrame:
-    """``estimate_requests`` for the models of notebook 04."""
-    played = wanted.evaluate
-    cells = [Cell(m, r, s) for s in played.splits for m in played.models for r in played.runtimes]
-    counts = {split: vars(played)[f"n_{split}"] for split in played.splits}
-    tasks = {split: sample_tasks(wanted, split) for split in played.splits}
-    return estimate_requests(cells, counts, pick(Settings, vars(played)), tasks)
-
-
-def counting(base: str) -> str:
-    """How the tokens of ``base`` are counted here."""
-    exact = token_counter(base)[1]
-    said = "its tokenizer" if exact else f"{TOKENS_PER_PIECE} a word, sign or digit, for its tokenizer is not here"
-    return f"{base}: {said}"
+def estimate(wanted: Wanted, values: SimpleNamespace, cells: list[Cell]) -> pd.DataFrame:
+    """``estimate_requests`` for ``cells`` played with the parameters ``values`` of notebook 02 or 04."""
+    splits = {cell.split for cell in cells}
+    counts = {split: vars(values)[f"n_{split}"] for split in splits}
+    tasks = {split: sample_tasks(wanted, split) for split in splits}
+    return estimate_requests(cells, counts, pick(Settings, vars(values)), tasks)
 
 
 def evaluation_lines(table: pd.DataFrame, wanted: Wanted) -> list[str]:
@@ -117,7 +105,7 @@ def evaluation_lines(table: pd.DataFrame, wanted: Wanted) -> list[str]:
     numbers = ["episodes", "requests", "prompt_tokens", "completion_tokens"]
     grouped = table.groupby(["split", "runtime"], sort=False)[numbers].sum().map("{:,}".format).reset_index()
     most = table["prompt_tokens_at_most"].sum() + table["completion_tokens_at_most"].sum()
-    lines = [f"Evaluation tokens, all models together ({counting(wanted.evaluate.base)})"]
+    lines = [f"Evaluation tokens, all models together ({token_counter(wanted.evaluate.base)[1]})"]
     lines += [f"  {line}" for line in grouped.to_string(index=False).splitlines()]
     lines.append(f"  if every episode is as long as the rule-based teacher's; at most {most:,} tokens")
     if wanted.served:

@@ -27,16 +27,17 @@ PIECES = re.compile(r"(?:[^\r\n\w]|_)?[^\W\d_]+|\d| ?(?:[^\s\w]|_)+[\r\n]*|\s*[\
 TOKENS_PER_PIECE = 1.06
 
 
-def token_counter(base: str) -> tuple[Callable[[str], float], bool]:
-    """A function that counts the tokens of a text, and whether it is exact: with the tokenizer of ``base`` if that is
-    on this machine, else by ``PIECES``."""
+def token_counter(base: str) -> tuple[Callable[[str], float], str]:
+    """A function that counts the tokens of a text, and how it does: with the tokenizer of ``base`` if that is on this
+    machine, else by ``PIECES``."""
     folder = local_folder(base)
-    if folder is not None and (folder / "tokenizer.json").exists():
-        from tokenizers import Tokenizer
+    if folder is None or not (folder / "tokenizer.json").exists():
+        said = f"{TOKENS_PER_PIECE} a word, sign or digit, for the tokenizer of {base} is not here"
+        return lambda text: TOKENS_PER_PIECE * len(PIECES.findall(text)), said
+    from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), True
-    return lambda text: TOKENS_PER_PIECE * len(PIECES.findall(text)), False
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), f"by the tokenizer of {base}"
 
 
 def play(tasks: Iterable[Task], kind: Kind, settings: Settings) -> list[Episode]:
