@@ -11,11 +11,8 @@ Exit status: 0 done, 1 a notebook failed, 2 refused before anything ran, 130 int
 """
 
 import argparse
-import ast
 import contextlib
-import json
 import logging
-import math
 import os
 import shlex
 import shutil
@@ -34,8 +31,10 @@ try:
     from filelock import FileLock, Timeout
     from ipykernel.kernelspec import write_kernel_spec
     from nbclient.exceptions import DeadKernelError
+    from pydantic import TypeAdapter, ValidationError
 
-    from knapsack.preflight.checks import check_values, find_missing
+    from knapsack.preflight.checks import Wanted, find_missing
+    from knapsack.preflight.parameters import check, check_together, declared
     from knapsack.runs import CorruptFileError, Run, open_run, read_json
 except ImportError as error:
     sys.exit(f"{error}: install first, with `make report` or `pip install -r requirements.lock && pip install -e .`")
@@ -47,8 +46,7 @@ RECOMPUTED = "05_analysis"  # keeps nothing from an earlier run, so its paramete
 FREE = {"run_folder", "processes", "max_total_tokens", "models", "runtimes", "splits", "server"}
 GROWING = {"n_train", "n_easy", "n_hard"}  # more tasks leave the first ones as they are
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-ABOUT = {"description", "offline", "gpu_memory_gb", "config", "rates"}  # what a profile says beside parameters
-TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "dict": dict}
+ABOUT = {"description", "offline", "gpu_memory_gb", "model", "rates"}  # what a profile says beside parameters
 
 
 @dataclass
@@ -75,64 +73,54 @@ def load_profile(name: str) -> dict:
     return profiles[name]
 
 
-def typed(value: object, kind: str, from_text: bool = False) -> object:
-    """``value``, or what its text means (``from_text``), as the declared ``kind``; or ValueError.
-
-    A list is written ``a,b``, a dict as a JSON object.
-    """
-    base, _, element = kind.split("|")[0].strip().partition("[")
-    element = element.rstrip("]")
+def typed(text: str, kind: str) -> object:
+    """What ``text`` means as the declared ``kind``: a list is written ``a,b``, a dict as a JSON object. Raises
+    ValueError."""
     try:
-        if "None" in kind and value in (None, "None"):
-            return None
-        if from_text and base == "list":
-            parts = value.strip().removeprefix("[").removesuffix("]").split(",")
-            value = [typed(part.strip(" '\""), element or "str", True) for part in parts if part.strip()]
-        elif from_text and base == "dict":
-            value = json.loads(value)
-        elif from_text:
-            value = {"true": True, "false": False}[value.lower()] if base == "bool" else TYPES[base](value)
-        elif base == "float" and type(value) is int:
-            value = float(value)
-        if type(value) is not TYPES[base] or (base == "float" and not math.isfinite(value)):
-            raise ValueError
-        return [typed(item, element) for item in value] if element else value
-    except (ValueError, KeyError) as error:
-        written = ", which is written as a JSON object" if base == "dict" and from_text else ""
-        raise ValueError(f"{value!r} is not of type {kind}{written}") from error
+        if kind == "dict":
+            return TypeAdapter(dict).validate_json(text)
+        parts = text.strip().removeprefix("[").removesuffix("]").split(",")
+        value = [part.strip(" '\"") for part in parts if part.strip()] if kind.startswith("list") else text
+        return TypeAdapter(kind, config={"allow_inf_nan": False}).validate_python(value)
+    except ValidationError as error:
+        written = ", which is written as a JSON object" if kind == "dict" else ""
+        raise ValueError(f"{text!r} is not of type {kind}{written}") from error
+
+
+def declaring(steps: list[Step], name: str, source: str) -> list[Step]:
+    """Those of ``steps`` that declare the parameter ``name``. Raises ValueError, listing all parameters, for none."""
+    if found := [step for step in steps if name in step.types]:
+        return found
+    valid = sorted({f"{known} ({kind})" for step in steps for known, kind in step.types.items()})
+    raise ValueError(f"{source}: there is no parameter {name!r}; valid are {', '.join(valid)}")
 
 
 def plan(profile_name: str, run_folder: str, assignments: list[str]) -> list[Step]:
     """All notebooks with the parameters of the profile, then of ``-p``. Raises ValueError for a bad name or value."""
-    profile, steps, settings = load_profile(profile_name), [], []
+    profile, steps = load_profile(profile_name), []
     for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        declared = papermill.inspect_notebook(path)
-        types = {name: parameter["inferred_type_name"] for name, parameter in declared.items()}
-        defaults = {name: ast.literal_eval(parameter["default"]) for name, parameter in declared.items()}
-        steps.append(Step(path.stem, path, types, defaults, {**defaults, "run_folder": run_folder}))
-        source = f"profile {profile_name}, {path.stem}"
-        settings += [(steps[-1:], name, value, False, source) for name, value in profile.get(path.stem, {}).items()]
+        types, defaults = declared(path)
+        chosen = profile.get(path.stem, {})
+        steps.append(Step(path.stem, path, types, defaults, {**defaults, **chosen, "run_folder": run_folder}))
+        for name in chosen:
+            declaring(steps[-1:], name, f"profile {profile_name}, {path.stem}")
     if unknown := profile.keys() - ABOUT - {step.name for step in steps}:
         raise ValueError(f"profile {profile_name}: there is no notebook {', '.join(sorted(unknown))}")
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
-        step, _, own = name.rpartition(".")
-        if not equals or own == "run_folder":
+        step, _, name = name.rpartition(".")
+        if not equals or name == "run_folder":
             raise ValueError(f"-p {assignment}: needs name=value; the run folder is chosen with --out")
         asked = [known for known in steps if step in ("", known.name)]
         if not asked:
             raise ValueError(f"-p {assignment}: there is no notebook {step}")
-        settings.append((asked, own, text, True, f"-p {assignment}"))
-    for asked, name, value, from_text, source in settings:
-        valid = ", ".join(sorted({f"{known} ({kind})" for step in asked for known, kind in step.types.items()}))
-        declaring = [step for step in asked if name in step.types]
-        if not declaring:
-            raise ValueError(f"{source}: there is no parameter {name!r}; valid are {valid}")
-        for step in declaring:
+        for known in declaring(asked, name, f"-p {assignment}"):
             try:
-                step.parameters[name] = typed(value, step.types[name], from_text)
+                known.parameters[name] = typed(text, known.types[name])
             except ValueError as error:
-                raise ValueError(f"{source}: {name} = {error}; valid are {valid}") from error
+                raise ValueError(f"-p {assignment}: {name} = {error}") from error
+    for step in steps:
+        step.parameters = check(step.name, step.types, step.parameters)
     return steps
 
 
@@ -165,17 +153,18 @@ def check_unchanged(run: Run, steps: list[Step]) -> None:
 def preview(run: Run, every: list[Step], chosen: list[Step], options: argparse.Namespace) -> str | None:
     """Check all that can be checked before any work, and print the plan with ``--dry-run``; else returns what is
     missing. Raises ValueError for parameters that no run could use."""
-    profile, parameters = load_profile(options.profile), {step.name: step.parameters for step in every}
-    names = [step.name for step in chosen]
-    check_values(parameters, names)
-    missing, doubts = find_missing(profile, parameters, names, run.folder)
+    profile, names = load_profile(options.profile), [step.name for step in chosen]
+    parameters = {step.name: step.parameters for step in every}
+    check_together(parameters, names)
+    wanted = Wanted(profile, parameters, names)
+    missing, doubts = find_missing(wanted, run.folder)
     if options.dry_run:
         from knapsack.preflight.dry_run import describe
 
         if not options.fresh:
             check_unchanged(run, every)
         print(f"Plan of profile {options.profile} into {run.folder}: {profile['description']}; nothing is written")
-        print(describe(profile, parameters, names, missing, doubts))
+        print(describe(wanted, missing, doubts))
         return None
     for doubt in doubts:
         print(f"doubtful: {doubt}", file=sys.stderr)
@@ -255,7 +244,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--log", action="store_true", help="print what the cells print")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and what is missing; write nothing")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends the kernel too, as Ctrl-C does
+    # A polite kill ends the kernel too, as Ctrl-C does. Where a shell ignores the latter, behind "&", it stays ignored.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = options.out.expanduser().resolve() if options.out else ROOT / "runs" / options.profile
     run, steps, problem, status = Run(folder), [], None, 0
     try:

@@ -61,6 +61,16 @@ class Run:
     def manifest(self) -> Path:
         return self.folder / "manifest.json"
 
+    def parameters(self, step: str, namespace: dict) -> dict:
+        """The parameters that notebook ``step`` declares, out of its ``namespace``. Raises ValueError, in one line, for
+        a value that is out of bounds or does not go with those of the notebooks that were run before."""
+        from knapsack.preflight.parameters import check, check_together, declared
+
+        types, _ = declared(project_folder() / "notebooks" / f"{step}.ipynb")
+        own = check(step, types, {name: namespace[name] for name in types})
+        check_together({made: row["parameters"] for made, row in self.read_manifest().items()} | {step: own}, [step])
+        return own
+
     def record(self, step: str, parameters: dict, seconds: float | None = None) -> None:
         """Note in the manifest how ``step`` (a notebook's name) was run: parameters, versions, commit, machine."""
         row = {"parameters": parameters, "seconds": seconds, **provenance()}
@@ -103,6 +113,11 @@ def stream(seed: int, *what: object) -> random.Random:
     Streams of different purposes do not depend on each other, nor on how much is drawn from them.
     """
     return random.Random("|".join(map(str, (seed, *what))))
+
+
+def pick(cls: type, values: dict, **more):
+    """A ``cls`` of those of ``values`` that are its fields, and of ``more``."""
+    return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values}, **more)
 
 
 def find_base(base: str | Path) -> str | Path:

@@ -12,11 +12,15 @@ import string
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from knapsack.runs import (
     DIGESTS,
     CorruptFileError,
     as_json,
+    bounded,
     check_digest,
     digest,
     file_digest,
@@ -49,40 +53,30 @@ class Item:
     item_class: str
 
 
-@dataclass(frozen=True)
+@bounded
 class KnapsackConfig:
-    """What instances of a split look like. All ranges are inclusive (low, high)."""
+    """What instances of a split look like. All ranges are inclusive (low, high).
 
-    items: tuple[int, int]
-    weights: tuple[int, int]
-    values: tuple[int, int]
-    classes: int  # the first so many letters of the alphabet
-    allowed_classes: int  # how many of them may be taken; hidden from the agent
-    capacity_ratio: tuple[float, float]  # capacity as a share of the allowed items' total weight
+    Raises ValueError naming field, value and bound.
+    """
+
+    items: tuple[Annotated[int, Field(ge=MIN_ALLOWED_ITEMS)], int]
+    weights: tuple[PositiveInt, int]
+    values: tuple[PositiveInt, int]
+    classes: Annotated[int, Field(ge=1, le=26)]  # the first so many letters of the alphabet
+    allowed_classes: PositiveInt  # how many of them may be taken; hidden from the agent
+    capacity_ratio: tuple[PositiveFloat, Annotated[float, Field(le=1)]]  # as a share of the allowed items' total weight
     id_pool: int | None = None  # None: ids from 128 random bits; a number: ids from a fixed pool of that size
 
     def __post_init__(self):
-        for name, low in (("items", MIN_ALLOWED_ITEMS), ("weights", 1), ("values", 1), ("capacity_ratio", 0)):
-            pair, kind = getattr(self, name), float | int if name == "capacity_ratio" else int
-            if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(x, kind) for x in pair):
-                raise ValueError(f"KnapsackConfig.{name} = {pair!r}: needs two numbers (low, high)")
-            if pair[0] > pair[1]:
-                raise ValueError(f"KnapsackConfig.{name} = {pair!r}: needs low <= high")
-            if pair[0] < low or (name == "capacity_ratio" and not 0 < pair[0] <= pair[1] <= 1):
-                bound = "0 < low <= high <= 1" if name == "capacity_ratio" else f"low >= {low}"
-                raise ValueError(f"KnapsackConfig.{name} = {pair!r}: needs {bound}")
-            object.__setattr__(self, name, tuple(pair))
-        for name in ("classes", "allowed_classes", "id_pool"):
-            if not isinstance(getattr(self, name), int | None if name == "id_pool" else int):
-                raise ValueError(f"KnapsackConfig.{name} = {getattr(self, name)!r}: needs a whole number")
-        if not 1 <= self.classes <= 26:
-            raise ValueError(f"KnapsackConfig.classes = {self.classes!r}: needs 1 to 26 letters")
-        if not 1 <= self.allowed_classes <= self.classes:
-            raise ValueError(
-                f"KnapsackConfig.allowed_classes = {self.allowed_classes!r}: needs 1 to classes = {self.classes}"
-            )
+        for name in ("items", "weights", "values", "capacity_ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} = {(low, high)}: needs low <= high")
+        if self.allowed_classes > self.classes:
+            raise ValueError(f"allowed_classes = {self.allowed_classes}: needs at most classes = {self.classes}")
         if self.id_pool is not None and self.id_pool < self.items[1]:
-            raise ValueError(f"KnapsackConfig.id_pool = {self.id_pool!r}: needs at least items[1] = {self.items[1]}")
+            raise ValueError(f"id_pool = {self.id_pool}: needs at least items[1] = {self.items[1]}")
 
     @property
     def class_names(self) -> tuple[str, ...]:

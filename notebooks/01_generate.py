@@ -51,6 +51,7 @@ from knapsack.tasks import preset, read_tasks, sample_split, write_tasks
 
 started = time.monotonic()
 run = open_run(run_folder)
+parameters = run.parameters("01_generate", globals())
 sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
 
 # %% [markdown]
@@ -282,17 +283,4 @@ print(
 )
 
 # %%
-run.record(
-    "01_generate",
-    {
-        "run_folder": run_folder,
-        "seed": seed,
-        "n_train": n_train,
-        "n_easy": n_easy,
-        "n_hard": n_hard,
-        "easy_config": easy_config,
-        "hard_config": hard_config,
-        "train_config": train_config,
-    },
-    seconds=round(time.monotonic() - started, 1),
-)
+run.record("01_generate", parameters, round(time.monotonic() - started, 1))

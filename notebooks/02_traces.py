@@ -55,7 +55,7 @@ from knapsack.analysis import comparisons, excerpts, tables
 from knapsack.endpoints.endpoint import read_endpoint
 from knapsack.evaluate import Settings, evaluate
 from knapsack.preflight.tokens import estimate_requests, spending_sentence
-from knapsack.runs import open_run
+from knapsack.runs import open_run, pick
 from knapsack.runtime import KINDS
 from knapsack.tasks import read_tasks
 from knapsack.traces import Cell
@@ -63,6 +63,7 @@ from knapsack.training_data import PAPER_KEPT, PAPER_PAIRS, keep_pairs, training
 
 started = time.monotonic()
 run = open_run(run_folder)
+parameters = run.parameters("02_traces", globals())
 sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
 
 # %% [markdown]
@@ -73,18 +74,7 @@ sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
 # task to task; now and then it asks for more calls than the cap allows, or slips on a name, and recovers.
 
 # %%
-settings = Settings(
-    base=base,
-    seed=seed,
-    max_turns=max_turns,
-    max_tool_calls=max_tool_calls,
-    prompt_detail=prompt_detail,
-    temperature=None,  # a chat model's own default, as in the paper
-    max_new_tokens=max_new_tokens,
-    context_length=context_length,
-    slots=slots,
-    engine=engine,
-)
+settings = pick(Settings, parameters, temperature=None)  # a chat model's own default, as in the paper
 cells = [Cell("teacher", kind, "train") for kind in KINDS]
 endpoints = {"teacher": read_endpoint("teacher", teacher)} if teacher else {}
 if endpoints:  # what this may cost, before anything is sent
@@ -158,25 +148,4 @@ sns.despine()
 plt.show()
 
 # %%
-run.record(
-    "02_traces",
-    {
-        "run_folder": run_folder,
-        "seed": seed,
-        "n_train": n_train,
-        "n_pairs": n_pairs,
-        "max_turns": max_turns,
-        "max_tool_calls": max_tool_calls,
-        "prompt_detail": prompt_detail,
-        "base": base,
-        "max_tokens": max_tokens,
-        "teacher": teacher,
-        "max_new_tokens": max_new_tokens,
-        "context_length": context_length,
-        "slots": slots,
-        "max_total_tokens": max_total_tokens,
-        "engine": engine,
-        "processes": processes,
-    },
-    time.monotonic() - started,
-)
+run.record("02_traces", parameters, time.monotonic() - started)

@@ -45,7 +45,6 @@ evaluations: int = 5  # validations, spread over the training
 
 # %%
 import time
-from dataclasses import asdict
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -53,34 +52,16 @@ import seaborn as sns
 from IPython.display import Markdown, display
 
 from knapsack.finetune import Recipe, amount, finetune, marked, prepare, tokenize_rows
-from knapsack.runs import find_base, open_run
+from knapsack.runs import find_base, open_run, pick
 from knapsack.runtime import KINDS
 from knapsack.training_data import read_rows
 
 started = time.monotonic()
 run = open_run(run_folder)
+parameters = run.parameters("03_finetune", globals())
 chosen, tokenizer = prepare(backend, base, run.folder)  # before the libraries that Unsloth changes
 sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
-recipe = Recipe(
-    rank=rank,
-    alpha=alpha,
-    dropout=dropout,
-    target_modules=target_modules,
-    learning_rate=learning_rate,
-    epochs=epochs,
-    batch_tokens=batch_tokens,
-    batch_rows=batch_rows,
-    accumulation=accumulation,
-    warmup=warmup,
-    weight_decay=weight_decay,
-    scheduler=scheduler,
-    max_length=max_length,
-    load_in_4bit=load_in_4bit,
-    gradient_checkpointing=gradient_checkpointing,
-    validation_share=validation_share,
-    evaluations=evaluations,
-    seed=seed,
-)
+recipe = pick(Recipe, parameters)
 
 # %% [markdown]
 # ## The base
@@ -158,5 +139,4 @@ pd.DataFrame({kind: report.summary() for kind, report in reports.items()})
 # The validation losses of the two adapters are on different texts and so do not rank them; notebook 4 lets them play.
 
 # %%
-parameters = {"run_folder": run_folder, "base": base, "backend": backend, **asdict(recipe)}
 run.record("03_finetune", parameters, time.monotonic() - started)

@@ -56,13 +56,14 @@ from knapsack.analysis.card import model_card
 from knapsack.endpoints.endpoint import read_served
 from knapsack.evaluate import Settings, evaluate
 from knapsack.preflight.tokens import estimate_requests, spending_sentence
-from knapsack.runs import open_run, write_text
+from knapsack.runs import open_run, pick, write_text
 from knapsack.runtime import KINDS
 from knapsack.tasks import read_tasks
 from knapsack.traces import Cell
 
 started = time.monotonic()
 run = open_run(run_folder)
+parameters = run.parameters("04_evaluate", globals())
 
 # %% [markdown]
 # ## The cells
@@ -72,18 +73,7 @@ counts = {"easy": n_easy, "hard": n_hard}
 endpoints = read_served(models, server)
 cells = [Cell(model, runtime, split) for split in splits for model in models for runtime in runtimes]
 cells += [Cell("teacher", runtime, split) for split in splits for runtime in KINDS if runtime in runtimes]
-settings = Settings(
-    base=base,
-    seed=seed,
-    temperature=temperature,
-    max_new_tokens=max_new_tokens,
-    context_length=context_length,
-    max_turns=max_turns,
-    max_tool_calls=max_tool_calls,
-    prompt_detail=prompt_detail,
-    slots=slots,
-    engine=engine,
-)
+settings = pick(Settings, parameters)
 plan = pd.DataFrame([{"model": c.model, "runtime": c.runtime, c.split: counts[c.split]} for c in cells])
 plan.groupby(["model", "runtime"], sort=False).sum().astype(int)
 
@@ -157,25 +147,4 @@ own = episodes["model"].isin(list(models)) & episodes["runtime"].isin(runtimes) 
 display(Markdown(excerpts.one_episode(run.folder / "evaluations", episodes[own])))
 
 # %%
-parameters = {
-    "run_folder": run_folder,
-    "seed": seed,
-    "base": base,
-    "n_easy": n_easy,
-    "n_hard": n_hard,
-    "models": models,
-    "runtimes": runtimes,
-    "splits": splits,
-    "server": server,
-    "max_total_tokens": max_total_tokens,
-    "temperature": temperature,
-    "max_new_tokens": max_new_tokens,
-    "context_length": context_length,
-    "max_turns": max_turns,
-    "max_tool_calls": max_tool_calls,
-    "prompt_detail": prompt_detail,
-    "engine": engine,
-    "slots": slots,
-    "processes": processes,
-}
-run.record("04_evaluate", parameters, seconds=round(time.monotonic() - started, 1))
+run.record("04_evaluate", parameters, round(time.monotonic() - started, 1))

@@ -55,6 +55,7 @@ from knapsack.runs import open_run
 
 started = time.perf_counter()
 run = open_run(run_folder)
+parameters = run.parameters("05_analysis", globals())
 folder = metrics.source_folder(run, source, published_folder)
 tables.clear(run)
 
@@ -92,8 +93,6 @@ conduct.write_conduct(run, seen)
 # same model.
 
 # %%
-parameters = {"run_folder": run_folder, "seed": seed, "n_resamples": n_resamples, "margin": margin}
-parameters |= {"source": source, "published_folder": published_folder, "more_runs": more_runs}
 beside = several_runs.side_by_side([run_folder, *more_runs], n_resamples, seed)
 drawn = figures.draw_all(run, episodes, turns, seen, folder, "05_analysis", parameters, {"seeds": beside.draw})
 display(*figures.shown(drawn["the_idea"]))

@@ -2,13 +2,19 @@
 
 import csv
 import json
+import re
 
 import jupytext
 import nbformat
 import papermill
 import pytest
 
+import run_notebooks
+from knapsack.preflight.checks import ROOM, Wanted
+from knapsack.preflight.parameters import declared
+
 STEPS = ["01_generate", "02_traces", "03_finetune", "04_evaluate", "05_analysis"]
+
 
 def test_the_report_is_these_five_notebooks(checkout):
     assert sorted(path.stem for path in (checkout / "notebooks").glob("*.ipynb")) == STEPS
@@ -28,11 +34,10 @@ def test_the_first_code_cell_holds_the_parameters_each_with_type_and_comment(che
     path = checkout / "notebooks" / f"{step}.ipynb"
     first = next(cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
     assert first.metadata["tags"] == ["parameters"]
-    declared = papermill.inspect_notebook(path)
-    assert list(declared)[:2] == ["run_folder", "seed"]
-    assert [name for name, parameter in declared.items() if parameter["inferred_type_name"] in ("None", "")] == []
-    assert [name for name, parameter in declared.items() if not parameter["help"]] == []
-    assert len(declared) == len(first.source.splitlines())
+    known = papermill.inspect_notebook(path)
+    assert list(known)[:2] == ["run_folder", "seed"] and all(parameter["help"] for parameter in known.values())
+    assert {name: parameter["inferred_type_name"] for name, parameter in known.items()} == declared(path)[0]
+    assert len(known) == len(first.source.splitlines())
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -47,42 +52,45 @@ def test_committed_outputs_are_of_a_whole_run_and_name_no_machine(checkout, step
     assert [text for text in texts if str(checkout) in text or "Traceback" in text or "Warning" in text] == []
 
 
-def rows(path) -> list[dict]:
-    with open(path, newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
-
-
 def test_the_whole_report_runs(smallest_report):
     folder, finished = smallest_report
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count(" done ") == 5
     manifest = json.loads((folder / "manifest.json").read_text())
     assert set(manifest) == {*STEPS, "run_notebooks", "sha256"}
-    for step in STEPS:
-        cells = nbformat.read(folder / "notebooks" / f"{step}.ipynb", 4).cells
+    for step in run_notebooks.plan("nano", "", []):
+        assert manifest[step.name]["parameters"].keys() == step.types.keys()
+        cells = nbformat.read(folder / "notebooks" / f"{step.name}.ipynb", 4).cells
         assert [out for cell in cells for out in cell.get("outputs", []) if out.output_type == "error"] == []
 
 
-def test_the_report_holds_every_cell_of_the_design(smallest, smallest_report):
+def test_the_report_holds_every_cell_of_the_design_two_adapters_figures_and_tables(smallest, smallest_report):
     folder, _ = smallest_report
-    cells = rows(folder / "results" / "cells.csv")
-    found = {(row["model"], row["runtime"], row["split"]): int(row["n"]) for row in cells}
-    for model in ("base", "persistent", "stateless", "teacher"):
-        for runtime in ("persistent", "stateless"):
-            assert found.pop((model, runtime, "easy")) == smallest["n_easy"]
-            assert found.pop((model, runtime, "hard")) == smallest["n_hard"]
-    assert not found
-
-
-def test_the_adapters_differ(smallest_report):
-    folder, _ = smallest_report
-    adapters = [folder / "training" / kind / "adapter" for kind in ("persistent", "stateless")]
-    weights = [adapter / "adapter_model.safetensors" for adapter in adapters]
+    with open(folder / "results" / "cells.csv", newline="", encoding="utf-8") as handle:
+        found = {(row["model"], row["runtime"], row["split"]): int(row["n"]) for row in csv.DictReader(handle)}
+    models = ("base", "persistent", "stateless", "teacher")
+    design = {(model, runtime, split) for model in models for runtime in models[1:3] for split in ("easy", "hard")}
+    assert found == {cell: smallest[f"n_{cell[2]}"] for cell in design}
+    weights = [folder / "training" / kind / "adapter" / "adapter_model.safetensors" for kind in models[1:3]]
     assert weights[0].read_bytes() != weights[1].read_bytes()
-
-
-def test_the_report_draws_its_figures(smallest_report):
-    folder, _ = smallest_report
-    drawn = {path.suffix for path in (folder / "results" / "figures").iterdir()}
-    assert {".png", ".svg"} <= drawn
+    assert {".png", ".svg"} <= {path.suffix for path in (folder / "results" / "figures").iterdir()}
     assert any((folder / "results" / "tables").iterdir())
+
+
+def test_a_dry_run_tells_what_the_run_then_does(smallest, smallest_report, tmp_path, capsys):
+    folder, _ = smallest_report
+    said = [f"{name}={value}" for name, value in smallest.items()]
+    assert run_notebooks.main(["--dry-run", "--out", str(tmp_path), *(w for text in said for w in ("-p", text))]) == 0
+    shown = capsys.readouterr().out
+    traces = [path.parts[-4:-2] for path in folder.glob("*/*/knapsack/*.trace.json")]
+    own = [name for room, name in traces if room == "evaluations" and not name.startswith("teacher_")]
+    assert f"{sum(room == 'traces' for room, _ in traces)} episodes of the teacher" in shown
+    assert f"{len(set(own))} cells of the models, {len(own)} episodes" in shown
+    for kind in ("persistent", "stateless"):
+        report = json.loads((folder / "training" / kind / "training.json").read_text())["report"]
+        rows, total = re.search(rf"{kind} +(\d+) rows, ([\d,]+) in 3 epochs", shown).groups()
+        assert int(rows) == report["rows"]
+        assert int(total.replace(",", "")) == pytest.approx(report["tokens"] * 3, rel=0.25)
+    parameters = {step.name: step.parameters for step in run_notebooks.plan("nano", "", said)}
+    used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert used < Wanted({"03_finetune": {"base": "nano"}, "model": {"adapter_mb": 2}}, parameters, STEPS).disk + ROOM

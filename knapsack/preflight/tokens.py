@@ -6,7 +6,7 @@ what the settings allow at most. Nothing here loads a model or torch, and nothin
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 
 import pandas as pd
 
@@ -15,11 +15,9 @@ from knapsack.agent import Episode, EpisodeSettings
 from knapsack.evaluate import Settings
 from knapsack.preflight.sizes import local_folder
 from knapsack.runtime import KINDS, Kind, interpreter_pool
-from knapsack.sandbox import InterpreterPool
 from knapsack.tasks import Task
 from knapsack.teacher import RuleTeacher
 from knapsack.traces import Cell
-from knapsack.training_data import MARGIN, rejection
 
 SAMPLED = 10  # tasks that the teacher plays for an estimate
 # What most tokenizers of language models cut a text into before they look up pieces: words with the sign before them,
@@ -29,40 +27,27 @@ PIECES = re.compile(r"(?:[^\r\n\w]|_)?[^\W\d_]+|\d| ?(?:[^\s\w]|_)+[\r\n]*|\s*[\
 TOKENS_PER_PIECE = 1.06
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """Means over the teacher's sampled episodes in one runtime: ``turns``, and tokens.
-
-    ``prompt`` and ``completion`` are summed over an episode's turns, as an endpoint bills them; ``trace`` is the text
-    trained on, ``longest`` its maximum.
-    """
-
-    turns: float
-    prompt: float
-    completion: float
-    trace: float
-    longest: int
-
-
-def token_counter(base: str) -> tuple[Callable[[str], float], bool]:
-    """A function that counts the tokens of a text, and whether it is exact: with the tokenizer of ``base`` if that is
-    on this machine, else by ``PIECES``."""
+def token_counter(base: str) -> tuple[Callable[[str], float], str]:
+    """A function that counts the tokens of a text, and how it does: with the tokenizer of ``base`` if that is on this
+    machine, else by ``PIECES``."""
     folder = local_folder(base)
-    if folder is not None and (folder / "tokenizer.json").exists():
-        from tokenizers import Tokenizer
+    if folder is None or not (folder / "tokenizer.json").exists():
+        said = f"{TOKENS_PER_PIECE} a word, sign or digit, for the tokenizer of {base} is not here"
+        return lambda text: TOKENS_PER_PIECE * len(PIECES.findall(text)), said
+    from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), True
-    return lambda text: TOKENS_PER_PIECE * len(PIECES.findall(text)), False
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), f"by the tokenizer of {base}"
 
 
-def play(tasks: Iterable[Task], kind: Kind, settings: Settings, pool: InterpreterPool) -> list[Episode]:
+def play(tasks: Iterable[Task], kind: Kind, settings: Settings) -> list[Episode]:
     """The teacher's episodes on ``tasks``, those that ``evaluate`` would write; "carry-over" is played as stateless."""
     style, limits = kind if kind in KINDS else "stateless", (settings.max_turns, settings.max_tool_calls)
     chosen, played = EpisodeSettings(*limits, settings.prompt_detail), []
-    for task in tasks:
-        teacher = RuleTeacher(task, style, settings.seed + task.seed, max_tool_calls=settings.max_tool_calls)
-        played.append(agent.run_alone(agent.episode(task, kind, chosen, pool), teacher))
+    with interpreter_pool() as pool:
+        for task in tasks:
+            teacher = RuleTeacher(task, style, settings.seed + task.seed, max_tool_calls=settings.max_tool_calls)
+            played.append(agent.run_alone(agent.episode(task, kind, chosen, pool), teacher))
     return played
 
 
@@ -86,30 +71,6 @@ def trace_tokens(episode: Episode, count: Callable[[str], float]) -> float:
     return prompts[-1] + replies[-1] + count("\n")
 
 
-def lengths(episodes: Sequence[Episode], count: Callable[[str], float]) -> Lengths:
-    """Means of ``episodes``, of which there is at least one."""
-    calls = [call_tokens(episode, count) for episode in episodes]
-    traces, number = [trace_tokens(episode, count) for episode in episodes], len(episodes)
-    return Lengths(
-        turns=sum(len(episode.turns) for episode in episodes) / number,
-        prompt=sum(sum(prompts) for prompts, _ in calls) / number,
-        completion=sum(sum(replies) for _, replies in calls) / number,
-        trace=sum(traces) / number,
-        longest=round(max(traces)),
-    )
-
-
-def pairs_kept(
-    persistent: Sequence[Episode], stateless: Sequence[Episode], count: Callable[[str], float], max_tokens: int
-) -> list[tuple[Episode, Episode]]:
-    """The pairs that ``training_data.keep_pairs`` would keep, with lengths by ``count``."""
-
-    def passes(episode: Episode) -> bool:
-        return rejection(episode) is None and trace_tokens(episode, count) <= max_tokens - MARGIN
-
-    return [pair for pair in zip(persistent, stateless, strict=True) if all(map(passes, pair))]
-
-
 def estimate_requests(
     cells: Sequence[Cell],
     counts: dict[str, int],
@@ -121,31 +82,24 @@ def estimate_requests(
 
     A row per cell: model, runtime, split, episodes; requests, prompt_tokens and completion_tokens if every episode is
     as long as the teacher's; and the same three with ``_at_most``: every episode of ``max_turns`` turns, each prompt
-    a full context, and replies of ``max_new_tokens`` until they fill the context.
+    a full context, and replies of ``max_new_tokens`` until they fill the context. Tokens are summed over an episode's
+    turns, as an endpoint bills them.
     """
     count, _ = token_counter(settings.base)
-    found: dict[tuple[str, str], Lengths] = {}
-    with interpreter_pool(1) as pool:
-        for split, kind in dict.fromkeys((cell.split, cell.runtime) for cell in cells):
-            found[split, kind] = lengths(play(tasks[split][:sampled], kind, settings, pool), count)
+    turns, context, reply = settings.max_turns, settings.context_length, settings.max_new_tokens
+    most = {"requests": turns, "prompt_tokens": turns * context}
+    most["completion_tokens"] = min(turns * reply, context + reply)
+    means: dict[tuple[str, str], list[float]] = {}
+    for split, kind in dict.fromkeys((cell.split, cell.runtime) for cell in cells):
+        calls = [call_tokens(episode, count) for episode in play(tasks[split][:sampled], kind, settings)]
+        sums = [(len(replies), sum(prompts), sum(replies)) for prompts, replies in calls]
+        means[split, kind] = [sum(column) / len(calls) for column in zip(*sums, strict=True)]
     rows = []
     for cell in cells:
-        episodes, each = counts[cell.split], found[cell.split, cell.runtime]
-        written = min(settings.max_turns * settings.max_new_tokens, settings.context_length + settings.max_new_tokens)
-        rows.append(
-            {
-                "model": cell.model,
-                "runtime": cell.runtime,
-                "split": cell.split,
-                "episodes": episodes,
-                "requests": round(episodes * each.turns),
-                "prompt_tokens": round(episodes * each.prompt),
-                "completion_tokens": round(episodes * each.completion),
-                "requests_at_most": episodes * settings.max_turns,
-                "prompt_tokens_at_most": episodes * settings.max_turns * settings.context_length,
-                "completion_tokens_at_most": episodes * written,
-            }
-        )
+        episodes, each = counts[cell.split], zip(most, means[cell.split, cell.runtime], strict=True)
+        likely = {name: round(episodes * mean) for name, mean in each}
+        bounds = {f"{name}_at_most": episodes * bound for name, bound in most.items()}
+        rows.append(asdict(cell) | {"episodes": episodes} | likely | bounds)
     return pd.DataFrame(rows)
 
 
