@@ -13,6 +13,7 @@ import pytest
 import scripted
 from places import EXAMPLES
 from published_schema import inconsistencies, problems, task_inconsistencies
+from replay import replay
 
 from knapsack import tasks, traces, training_data
 from knapsack.agent import ContextFull, EpisodeSettings, Reply, episode, run_alone
@@ -57,7 +58,7 @@ def test_the_recorded_code_of_the_examples_gives_the_recorded_scores():
         assert trace.status == "completed" and 0 < trace.seconds < 1 and len(trace.turns) == 4
         assert trace.error is None and training_data.rejection(trace) is None
         task = Task.from_json(read_json(EXAMPLES / "easy" / "tasks" / "knapsack" / f"{trace.task_id}.json"))
-        again = traces.replay(task, trace)
+        again = replay(task, trace)
         assert (again.score, again.solved, again.metrics) == (trace.score, trace.solved, trace.metrics)
         assert again.turns[2].observation.output == trace.turns[2].observation.output  # the weight taken
 
@@ -163,7 +164,7 @@ def test_our_traces_can_be_replayed_from_version_1_alone(written):
         trace = traces.read_trace(bare)
         assert (trace.status, trace.model, trace.kind) == ("completed", "base", done.kind)
         assert (trace.finish_reason, trace.error) == (done.finish_reason, done.error)
-        again = traces.replay(done.task, trace)
+        again = replay(done.task, trace)
         assert (again.score, again.metrics, again.turns) == (done.score, done.metrics, done.turns)
 
 

@@ -10,6 +10,7 @@ import scripted
 from damage import HOW, damage
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replay import differences, replay
 
 from knapsack import traces
 from knapsack.agent import ContextFull, EpisodeSettings, Reply, episode, run_alone
@@ -72,7 +73,7 @@ def test_replay_repeats_score_errors_and_calls(tmp_path, lost):
     for recorded in (lost, finished, stopped):
         traces.write_episode(tmp_path, recorded, "base")
         trace = traces.read_trace(traces.trace_path(tmp_path, lost.task.task_id))
-        assert traces.differences(trace, traces.replay(lost.task, trace)) == []
+        assert differences(trace, replay(lost.task, trace)) == []
 
 
 def test_replay_of_an_episode_that_ran_out_of_context(tmp_path):
@@ -87,14 +88,14 @@ def test_replay_of_an_episode_that_ran_out_of_context(tmp_path):
     traces.write_episode(tmp_path, recorded, "base")
     trace = traces.read_trace(traces.trace_path(tmp_path, recorded.task.task_id))
     assert (trace.finish_reason, trace.error) == ("error", "4100 tokens do not fit in 4096")
-    again = traces.replay(recorded.task, trace)
-    assert traces.differences(trace, again) == [] and again.error == trace.error
+    again = replay(recorded.task, trace)
+    assert differences(trace, again) == [] and again.error == trace.error
 
 
 def test_differences_names_what_changed(lost):
     other = scripted.play(lost.task, lost.kind, ["nothing"], 2)
-    text = " ".join(traces.differences(lost, other))
-    assert "turns: 5 recorded, 2" in text and "turn 1" in text and "finish_reason" in text
+    text = " ".join(differences(lost, other))
+    assert "number of turns: 5 recorded, 2 now" in text and "turn 1" in text and "finish_reason" in text
 
 
 def test_an_episode_is_done_once_its_details_are_there(tmp_path, lost, capsys):
