@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,8 +20,11 @@ def checkout() -> Path:
     return CHECKOUT
 
 
-def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=1, help="how often test_killed.py kills the report")
+def pytest_configure():
+    """Where SIGINT is ignored at the start (nohup, a job of a script, some CI), all children would ignore it as well,
+    and a test that interrupts one would wait in vain. What is handled here is the default again in a child."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

@@ -164,6 +164,6 @@ def test_whole_text_rendering_does_plant_control_tokens():
 
 def test_pages_state_the_size_of_the_table(checkout):
     kinds = len({row.kind for row in ROWS})
-    page = (checkout / "knapsack" / "interpreters" / "README.md").read_text(encoding="utf-8")
+    page = (checkout / "knapsack" / "sandbox" / "README.md").read_text(encoding="utf-8")
     assert f"{len(ROWS)} hostile blocks of {kinds} kinds" in page
     assert f"{len(ROWS)} blocks of `tests/hostile.py`" in (checkout / "benchmarks" / "sealed.md").read_text()
