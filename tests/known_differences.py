@@ -19,24 +19,28 @@ DIFFERENCES: dict[str, list[tuple[str, str, str]]] = {
     "class inheritance, so own exceptions, `Enum`, `ABC`": [
         (
             "class TooHeavy(Exception):\n    pass\nprint('defined')",
-            "defined\n", REFUSED + "class inheritance and metaclasses",
+            "defined\n",
+            REFUSED + "class inheritance and metaclasses",
         ),
     ],
     "`@property`, `@classmethod`, `@staticmethod`": [
         (
             "class Sack:\n    @property\n    def weight(self):\n        return 5\nprint(Sack().weight)",
-            "5\n", REFUSED + "method decorators (classmethod/staticmethod/property)",
+            "5\n",
+            REFUSED + "method decorators (classmethod/staticmethod/property)",
         ),
     ],
     "`__len__`, `__bool__`, `__lt__` of a class": [
         (
             "class Sack:\n    def __len__(self):\n        return 3\nprint(len(Sack()))",
-            "3\n", "TypeError: object of type 'Sack' has no len()",
+            "3\n",
+            "TypeError: object of type 'Sack' has no len()",
         ),
         ("class Sack:\n    def __bool__(self):\n        return False\nprint(bool(Sack()))", "False\n", "True\n"),
         (
             "class Sack:\n    def __lt__(self, other):\n        return True\nprint(Sack() < Sack())",
-            "True\n", "TypeError: '<' not supported between instances of 'Sack' and 'Sack'",
+            "True\n",
+            "TypeError: '<' not supported between instances of 'Sack' and 'Sack'",
         ),
     ],
     "a tool called within `map`, `filter` or a `key=`": [
@@ -47,18 +51,21 @@ DIFFERENCES: dict[str, list[tuple[str, str, str]]] = {
     "generator expressions, `map`, `filter`, `zip`": [
         (
             "squares = (n * n for n in range(3))\nprint(list(squares), list(squares))",
-            "[0, 1, 4] []\n", "[0, 1, 4] [0, 1, 4]\n",
+            "[0, 1, 4] []\n",
+            "[0, 1, 4] [0, 1, 4]\n",
         ),
         (
             "def look(n):\n    print('look', n)\n    return n\nprint(any(look(n) for n in (1, 2)))",
-            "look 1\nTrue\n", "look 1\nlook 2\nTrue\n",
+            "look 1\nTrue\n",
+            "look 1\nlook 2\nTrue\n",
         ),
         ("print(zip('a', 'b') == [('a', 'b')])", "False\n", "True\n"),
     ],
     "methods taken from a type: `key=str.lower`, `map(str.strip, …)`": [
         (
             "print(sorted(['b', 'A'], key=str.lower))",
-            "['A', 'b']\n", "AttributeError: type object 'str' has no attribute 'lower'",
+            "['A', 'b']\n",
+            "AttributeError: type object 'str' has no attribute 'lower'",
         ),
     ],
     "`callable`, `dir`, `vars`, `globals`, `ascii`, `input`, `exit`": [
@@ -80,49 +87,59 @@ DIFFERENCES: dict[str, list[tuple[str, str, str]]] = {
     "`OrderedDict`, `functools.wraps`, `cmp_to_key`, `dataclasses.asdict`, `typing.NamedTuple`, `collections.abc`": [
         (
             "from collections import OrderedDict",
-            "", "ImportError: cannot import name 'OrderedDict' from 'collections' (unknown location)",
+            "",
+            "ImportError: cannot import name 'OrderedDict' from 'collections' (unknown location)",
         ),
         (
             "from functools import wraps",
-            "", "ImportError: cannot import name 'wraps' from 'functools' (unknown location)",
+            "",
+            "ImportError: cannot import name 'wraps' from 'functools' (unknown location)",
         ),
         (
             "from functools import cmp_to_key",
-            "", "ImportError: cannot import name 'cmp_to_key' from 'functools' (unknown location)",
+            "",
+            "ImportError: cannot import name 'cmp_to_key' from 'functools' (unknown location)",
         ),
         (
             "from dataclasses import asdict",
-            "", "ImportError: cannot import name 'asdict' from 'dataclasses' (unknown location)",
+            "",
+            "ImportError: cannot import name 'asdict' from 'dataclasses' (unknown location)",
         ),
         (
             "from typing import NamedTuple",
-            "", "ImportError: cannot import name 'NamedTuple' from 'typing' (unknown location)",
+            "",
+            "ImportError: cannot import name 'NamedTuple' from 'typing' (unknown location)",
         ),
         (
             "import collections.abc",
-            "", "ModuleNotFoundError: No module named 'collections.abc'; 'collections' is not a package",
+            "",
+            "ModuleNotFoundError: No module named 'collections.abc'; 'collections' is not a package",
         ),
     ],
     "`json.dumps(default=…)`, a function in `re.sub`, `@dataclass(order=True)`": [
         (
             "import json\nprint(json.dumps({3}, default=list))",
-            "[3]\n", "TypeError: JSONEncoder.__init__() got an unexpected keyword argument 'default'",
+            "[3]\n",
+            "TypeError: JSONEncoder.__init__() got an unexpected keyword argument 'default'",
         ),
         (
             "import re\nprint(re.sub('a', lambda match: 'b', 'a'))",
-            "b\n", "TypeError: callable replacement is not yet supported in re.sub()",
+            "b\n",
+            "TypeError: callable replacement is not yet supported in re.sub()",
         ),
         (
             "from dataclasses import dataclass\n@dataclass(order=True)\nclass Item:\n    weight: int\n"
             "print(Item(1) < Item(2))",
-            "True\n", "NotImplementedError: dataclass() does not yet support the order option",
+            "True\n",
+            "NotImplementedError: dataclass() does not yet support the order option",
         ),
     ],
     "`int.bit_length`, `str.maketrans`, `bytes([…])`, `set.union` of several": [
         ("print((5).bit_length())", "3\n", "AttributeError: 'int' object has no attribute 'bit_length'"),
         (
             "print('a'.translate(str.maketrans('a', 'b')))",
-            "b\n", "AttributeError: type object 'str' has no attribute 'maketrans'",
+            "b\n",
+            "AttributeError: type object 'str' has no attribute 'maketrans'",
         ),
         ("print(bytes([65]))", "b'A'\n", "TypeError: cannot convert 'list' object to bytes"),
         ("print({1}.union([2], [3]))", "{1, 2, 3}\n", "TypeError: set.union() takes exactly one argument (2 given)"),
@@ -131,12 +148,14 @@ DIFFERENCES: dict[str, list[tuple[str, str, str]]] = {
     "`__name__` of a function, `__cause__` of an exception": [
         (
             "def helper():\n    pass\nprint(helper.__name__)",
-            "helper\n", "AttributeError: 'function' object has no attribute '__name__'",
+            "helper\n",
+            "AttributeError: 'function' object has no attribute '__name__'",
         ),
         (
             "try:\n    raise ValueError('a') from KeyError('b')\nexcept ValueError as error:\n"
             "    print(repr(error.__cause__))",
-            "KeyError('b')\n", "AttributeError: 'ValueError' object has no attribute '__cause__'",
+            "KeyError('b')\n",
+            "AttributeError: 'ValueError' object has no attribute '__cause__'",
         ),
     ],
     "an exception with several arguments, or with one that is no text": [
@@ -150,7 +169,8 @@ DIFFERENCES: dict[str, list[tuple[str, str, str]]] = {
     "a failed `assert`": [
         (
             "try:\n    assert 2 + 2 == 5, 'wrong'\nexcept AssertionError as error:\n    print(error)",
-            "wrong\n", "wrong\nassert 4 == 5\n",
+            "wrong\n",
+            "wrong\nassert 4 == 5\n",
         ),
     ],
     "wrong indentation": [
@@ -172,7 +192,8 @@ DIFFERENCES: dict[str, list[tuple[str, str, str]]] = {
     "recursion": [
         (
             "def down(n):\n    return 0 if n == 0 else 1 + down(n - 1)\nprint(down(600))",
-            "600\n", "RecursionError: maximum recursion depth exceeded",
+            "600\n",
+            "RecursionError: maximum recursion depth exceeded",
         ),
     ],
     "clock, unseeded random numbers, `hash` of a text": [
@@ -181,7 +202,8 @@ DIFFERENCES: dict[str, list[tuple[str, str, str]]] = {
     "files": [
         (
             "print(open('/proc/self/status').readline()[:4])",
-            "Name\n", "PermissionError: Permission denied: '/proc/self/status'",
+            "Name\n",
+            "PermissionError: Permission denied: '/proc/self/status'",
         ),
     ],
 }
