@@ -1,5 +1,5 @@
 # make report   set up .venv if needed, then run the five notebooks (profile nano)
-# make test     set up .venv if needed, then lint, notebook pairs, tests
+# make test     set up .venv if needed, then lint and tests; make test-all also those marked long
 # make test-unsloth   the same fine-tuning through Unsloth, on the CPU
 # Another interpreter: make report PYTHON=python3.12. More for the runner: make report ARGS="--out runs/second -p seed=1"
 PYTHON ?= python3
@@ -12,11 +12,10 @@ UNSLOTH := unsloth==2026.10.9 unsloth_zoo==2026.10.9 bitsandbytes==0.50.2
 UNSLOTH_READY := .venv-unsloth/.ready
 COMMA := ,
 SPACE := $(subst ,, )
-# For sed: a notebook's script without its jupytext header.
-BODY := '1,/^\# %%/{/^\# %%/!d;}'
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report seeds test test-unsloth lab sync outputs clean
+.PHONY: help setup report seeds test test-all test-unsloth lab sync outputs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
@@ -46,14 +45,13 @@ seeds: $(READY)  ## two further training seeds of the default run, put beside it
 	done
 	$(BIN)/python run_notebooks.py --only 5 -p more_runs=$(subst $(SPACE),$(COMMA),$(addprefix runs/seed,$(SEEDS)))
 
-test: $(READY)  ## ruff, the notebook pairs, pytest
+test: $(READY)  ## ruff and the tests of all that a user relies on: six minutes on two cores
 	$(BIN)/ruff check .
-	@for notebook in notebooks/*.ipynb; do \
-	  $(BIN)/jupytext --quiet --to py:percent --output - $$notebook | sed $(BODY) > .venv/.pair; \
-	  sed $(BODY) $${notebook%.ipynb}.py | diff .venv/.pair - \
-	    || { echo "$$notebook and its .py differ: make sync"; exit 1; }; \
-	done
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup $(ARGS)
+	$(PYTEST) -m "not long" $(ARGS)
+
+test-all: $(READY)  ## the same with the exhaustive tests: every hostile block, twenty kills, real servers, any damage
+	$(BIN)/ruff check .
+	$(PYTEST) $(ARGS)
 
 # A second environment that sees the packages of .venv, so that this one stays without Unsloth.
 $(UNSLOTH_READY): $(READY)

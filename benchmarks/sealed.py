@@ -30,7 +30,7 @@ in a row if the host is as it was (files, environment variables, processes, modu
 bounded text that shows nothing hidden and plants no control token, the score is earned, and the next block, a
 neighbouring episode and the next runtime go on. "plain exec" is `tests/plain_exec.py`: `exec` in the host's process
 with a timer, every exception caught, output cut, tool calls counted; its conversation is tokenised as one text, as is
-usual. Made by `python benchmarks/sealed.py`; `tests/test_hostile.py` plays the monty column at each test run.
+usual. Made by `python benchmarks/sealed.py`; `make test-all` plays the monty column again.
 
 | kind | rows | {names} |
 |---|---|{rule}|

@@ -66,6 +66,10 @@ class Episode:
     taken: list[str] = field(default_factory=list)
 
     @property
+    def task_id(self) -> str:
+        return self.task.task_id
+
+    @property
     def prompt_tokens(self) -> int:
         """Summed over all calls, as an endpoint would bill them."""
         return sum(turn.prompt_tokens for turn in self.turns)

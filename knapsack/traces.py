@@ -1,4 +1,4 @@
-"""Episodes as files in the published formats, read back and replayed.
+"""Episodes as files in the published formats, written and read back.
 
 An episode is ``<folder>/knapsack/knapsack-<task_id>.trace.json`` and the result ``….json`` beside it, both in the
 published format and nothing more. What that cannot carry lies in ``<folder>/details/knapsack-<task_id>.json``, with
@@ -7,11 +7,13 @@ other programs, which have no details, can be read as well.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from knapsack import agent, prompts, runtime
+from knapsack import prompts, runtime
 from knapsack.agent import Episode, Turn
 from knapsack.names import bound_names
 from knapsack.prompts import Message
@@ -28,8 +30,6 @@ from knapsack.runs import (
     write_text,
 )
 from knapsack.runtime import Observation
-from knapsack.sandbox import InterpreterPool
-from knapsack.tasks import Task
 
 SCHEMA = 1  # of the details
 NO_TIME = "1970-01-01T00:00:00"  # stands for every time of day, so that equal episodes give equal bytes
@@ -138,19 +138,36 @@ def write_episode(
 
     ``seconds`` is the episode's wall-clock time, ``made_with`` a digest of all that determines the episode.
     """
+    scored = {"is_solved": episode.solved, "score": episode.score, "metrics": episode.metrics}
+    ended = {"status": "completed", "error": None, "started_at": 0.0, "finished_at": float(seconds), "result": scored}
+    trace, result = as_json(_published_form(episode)), as_json(ended)
+    own = {"schema": SCHEMA, "model": model, "runtime": episode.kind, "inspect_budget": episode.task.inspect_budget}
+    own |= {"taken": episode.taken, "made_with": made_with}
+    own["turns"] = [
+        {name: getattr(turn.observation, name, None) for name in KEPT} | {"protocol_error": turn.protocol_error}
+        for turn in episode.turns
+    ]
+    path = trace_path(folder, episode.task_id)
+    discard_episode(folder, episode.task_id)
+    write_text(path, trace)
+    write_text(result_path(path), result)
+    write_sealed(details_path(path), own | {"trace_sha256": digest(trace), "result_sha256": digest(result)})
+
+
+def _published_form(episode: Episode) -> dict:
     system, task_text, *later = (message["content"] for message in episode.messages)
     events = [_event("StartEvent", task=task_text), _event("SystemPromptEvent", prompts=[system])]
+    at = {"timestamp": f"{NO_TIME}+00:00"}
     for index, (turn, shown) in enumerate(zip(episode.turns, later[1::2], strict=True)):
         usage, seen = _usage(turn), turn.observation
+        spent = {name: usage[name] for name in ("completion_tokens", "total_tokens")}
         outcome = {"error": turn.protocol_error}
         if seen is not None:
             outcome = {"success": seen.error is None, "result": None, "output": seen.output, "error": seen.error}
-        called = {"timestamp": f"{NO_TIME}+00:00", "prompt_tokens": turn.prompt_tokens}
-        answer = {"timestamp": f"{NO_TIME}+00:00", "completion_tokens": turn.completion_tokens}
         step = {"turn": index, "assistant_text": turn.text, "code": turn.code, "interpreter_result": outcome}
         events += [
-            _event("ModelCallEvent", **called),
-            _event("ModelResponseEvent", **answer, total_tokens=usage["total_tokens"]),
+            _event("ModelCallEvent", **at, prompt_tokens=turn.prompt_tokens),
+            _event("ModelResponseEvent", **at, **spent),
             _event("StepEvent", **step, token_usage=usage),
             _event("UserObservationEvent", turn=index, content=shown),
         ]
@@ -159,20 +176,16 @@ def write_episode(
     events.append(_event("FinishEvent", reason=episode.finish_reason, token_usage=_usage(episode)))
     summary = {"task": task_text, "system_prompts": [system], "num_steps": len(episode.turns), "errors": errors}
     summary |= {"finish_reason": episode.finish_reason, "token_usage": _usage(episode)}
-    trace = as_json({"started_at": NO_TIME, "finished_at": NO_TIME, "summary": summary, "events": events})
-    scored = {"is_solved": episode.solved, "score": episode.score, "metrics": episode.metrics}
-    ended = {"status": "completed", "error": None, "started_at": 0.0, "finished_at": float(seconds), "result": scored}
-    result = as_json(ended)
-    own = {"schema": SCHEMA, "model": model, "runtime": episode.kind, "inspect_budget": episode.task.inspect_budget}
-    own |= {"taken": episode.taken, "turns": [], "made_with": made_with}
-    for turn in episode.turns:
-        seen = {name: getattr(turn.observation, name, None) for name in KEPT}
-        own["turns"].append(seen | {"protocol_error": turn.protocol_error})
-    path = trace_path(folder, episode.task.task_id)
-    discard_episode(folder, episode.task.task_id)
-    write_text(path, trace)
-    write_text(result_path(path), result)
-    write_sealed(details_path(path), own | {"trace_sha256": digest(trace), "result_sha256": digest(result)})
+    return {"started_at": NO_TIME, "finished_at": NO_TIME, "summary": summary, "events": events}
+
+
+def _usage(spent: Turn | Episode) -> dict:
+    prompt, completion = spent.prompt_tokens, spent.completion_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _event(kind: str, **data) -> dict:
+    return {"type": kind, "data": data, "timestamp": NO_TIME}
 
 
 def _verified(path: Path, remedy: str) -> dict:
@@ -185,22 +198,12 @@ def _verified(path: Path, remedy: str) -> dict:
     return own
 
 
-def _usage(spent: Turn | Episode) -> dict:
-    prompt, completion = spent.prompt_tokens, spent.completion_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-
-def _event(kind: str, **data) -> dict:
-    return {"type": kind, "data": data, "timestamp": NO_TIME}
-
-
 def read_trace(path: str | Path) -> Trace:
     """Read a trace, the result beside it, and the details if there are any: then all three must be as written.
 
     Raises CorruptFileError naming the file, what is wrong (in a published trace: the field) and the remedy.
     """
-    path = Path(path)
-    own, remedy, file = None, DOWNLOAD, path
+    path, own, remedy = Path(path), None, DOWNLOAD
     if details_path(path).exists():
         own, remedy = _verified(path, REMEDY), REMEDY
     trace = read_json(path, remedy)
@@ -208,60 +211,65 @@ def read_trace(path: str | Path) -> Trace:
         raise CorruptFileError(f"{result_path(path)} is missing beside its trace; {remedy}")
     result = read_json(result_path(path), remedy)
     cell = Cell.of(path.parent.parent.name)  # published folders say model, runtime and difficulty
+    facts = own or (vars(cell) if cell else {})
+    with _of_the_format(path, remedy):
+        played = _played(trace, own, facts.get("runtime"))
+        silent = own is None and _unanswered(trace["events"])
+    with _of_the_format(result_path(path), remedy):
+        ended = _ended(result, silent)
+    known = {name: facts.get(name) for name in ("model", "taken", "inspect_budget")}
+    return Trace(task_id=task_id_of(path), kind=facts.get("runtime"), **known, **played, **ended)
+
+
+@contextmanager
+def _of_the_format(file: Path, remedy: str) -> Iterator[None]:
+    """Whatever reading parsed JSON stumbles over becomes a CorruptFileError that names the file."""
     try:
-        summary = trace["summary"]
-        steps = [event["data"] for event in trace["events"] if event["type"] == "StepEvent"]
-        shown = [event["data"] for event in trace["events"] if event["type"] == "UserObservationEvent"]
-        contents = {event["turn"]: event["content"] for event in shown}
-        if summary["num_steps"] != len(steps):
-            raise ValueError(f"summary.num_steps is {summary['num_steps']}, but {len(steps)} steps follow")
-        facts = own or (vars(cell) if cell else {})
-        kind = facts.get("runtime")
-        messages = [
-            prompts.message("system", "\n\n".join(summary["system_prompts"])),
-            prompts.message("user", summary["task"]),
-        ]
-        turns: list[Turn] = []
-        for index, step in enumerate(steps):
-            turn = _turn(step, own["turns"][index]) if own else _published_turn(step, [turn.code for turn in turns])
-            if turn.observation is None:
-                seen = prompts.protocol_error_message(turn.protocol_error, kind, ())
-            else:
-                seen = prompts.observation_message(turn.observation, kind)
-            if step["turn"] in contents:
-                seen = prompts.message("user", contents[step["turn"]])
-            messages += [prompts.message("assistant", turn.text), seen]
-            turns.append(turn)
-        reason = summary["finish_reason"]
-        error = summary["errors"][-1] if reason == "error" and summary["errors"] else None
-        file = result_path(path)
-        status, scored = result["status"], result["result"]
-        if status == "completed" and scored is None:
-            raise ValueError("a completed episode needs a result")
-        if own is None and status == "completed" and _unanswered(trace["events"]):
-            status = "unanswered"
-        scored = scored or {"score": 0.0, "is_solved": False, "metrics": {}}
-        times = (result["started_at"], result["finished_at"])
-        return Trace(
-            task_id=task_id_of(path),
-            model=facts.get("model"),
-            kind=kind,
-            status=status,
-            messages=messages,
-            turns=turns,
-            finish_reason=reason,
-            error=error,
-            score=float(scored["score"]),
-            solved=bool(scored["is_solved"]),
-            metrics=dict(scored["metrics"]),
-            taken=facts.get("taken"),
-            inspect_budget=facts.get("inspect_budget"),
-            seconds=None if None in times else times[1] - times[0],
-        )
+        yield
     except KeyError as problem:
         raise CorruptFileError(f"{file} lacks the field {problem}; {remedy}") from problem
     except (TypeError, ValueError, AttributeError, IndexError) as problem:
         raise CorruptFileError(f"{file} is not of the published format ({problem}); {remedy}") from problem
+
+
+def _played(trace: dict, own: dict | None, kind: runtime.Kind | None) -> dict:
+    """What the trace file tells: the fields ``messages``, ``turns``, ``finish_reason`` and ``error`` of a Trace."""
+    summary = trace["summary"]
+    steps = [event["data"] for event in trace["events"] if event["type"] == "StepEvent"]
+    shown = [event["data"] for event in trace["events"] if event["type"] == "UserObservationEvent"]
+    contents = {event["turn"]: event["content"] for event in shown}
+    if summary["num_steps"] != len(steps):
+        raise ValueError(f"summary.num_steps is {summary['num_steps']}, but {len(steps)} steps follow")
+    system = prompts.message("system", "\n\n".join(summary["system_prompts"]))
+    messages, turns = [system, prompts.message("user", summary["task"])], []
+    for index, step in enumerate(steps):
+        turn = _turn(step, own["turns"][index]) if own else _published_turn(step, [turn.code for turn in turns])
+        if turn.observation is None:
+            seen = prompts.protocol_error_message(turn.protocol_error, kind, ())
+        else:
+            seen = prompts.observation_message(turn.observation, kind)
+        content = contents.get(step["turn"], seen["content"])  # version 1 of the format has no observations
+        messages += [prompts.message("assistant", turn.text), prompts.message("user", content)]
+        turns.append(turn)
+    reason, errors = summary["finish_reason"], summary["errors"]
+    error = errors[-1] if reason == "error" and errors else None
+    return {"messages": messages, "turns": turns, "finish_reason": reason, "error": error}
+
+
+def _ended(result: dict, silent: bool) -> dict:
+    """What the result file tells: the fields ``status``, ``score``, ``solved``, ``metrics`` and ``seconds``."""
+    status, scored = result["status"], result["result"]
+    if status == "completed" and scored is None:
+        raise ValueError("a completed episode needs a result")
+    scored = scored or {"score": 0.0, "is_solved": False, "metrics": {}}
+    times = (result["started_at"], result["finished_at"])
+    return {
+        "status": "unanswered" if silent and status == "completed" else status,
+        "score": float(scored["score"]),
+        "solved": bool(scored["is_solved"]),
+        "metrics": dict(scored["metrics"]),
+        "seconds": None if None in times else times[1] - times[0],
+    }
 
 
 def _unanswered(events: list[dict]) -> bool:
@@ -310,42 +318,3 @@ def _published_turn(step: dict, earlier: list[str | None]) -> Turn:
         missing_binding=undefined is not None and any(undefined in bound_names(code or "") for code in earlier),
     )
     return Turn(step["assistant_text"], code, observation, None, *spent)
-
-
-def replay(
-    task: Task,
-    trace: Trace | Episode,
-    max_tool_calls: int = runtime.MAX_TOOL_CALLS,
-    pool: InterpreterPool | None = None,
-) -> Episode:
-    """Execute the recorded replies again in a new environment and runtime; the score comes from what they do now.
-
-    ``max_tool_calls`` must be the recorded episode's. Raises ValueError if the trace does not tell its runtime.
-    """
-    if trace.kind is None:
-        raise ValueError("the trace does not tell its runtime: read it from a folder named model_runtime_split")
-    recorded = iter(trace.turns)
-
-    def reply(_: list[Message]) -> agent.Reply:
-        for turn in recorded:
-            return agent.Reply(turn.text, turn.prompt_tokens, turn.completion_tokens)
-        raise agent.ContextFull(trace.error or "the recorded replies end here")
-
-    turns = len(trace.turns) + (trace.finish_reason != "max_turns")
-    return agent.run_alone(agent.episode(task, trace.kind, agent.EpisodeSettings(turns, max_tool_calls), pool), reply)
-
-
-def differences(recorded: Trace | Episode, again: Trace | Episode) -> list[str]:
-    """What a replay did otherwise than recorded (score, items taken, errors, output, tool calls); empty if equal."""
-    found = []
-    for name in ("score", "solved", "finish_reason", "taken"):
-        before, after = getattr(recorded, name), getattr(again, name)
-        if before is not None and before != after:
-            found.append(f"{name}: {before} recorded, {after} in the replay")
-    if len(recorded.turns) != len(again.turns):
-        found.append(f"turns: {len(recorded.turns)} recorded, {len(again.turns)} in the replay")
-    for index, (before, after) in enumerate(zip(recorded.turns, again.turns, strict=False)):
-        for name in ("protocol_error", "observation"):
-            if getattr(before, name) != getattr(after, name):
-                found.append(f"turn {index}: {getattr(before, name)} recorded, {getattr(after, name)} in the replay")
-    return found

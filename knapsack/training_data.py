@@ -57,7 +57,7 @@ def keep_pairs(
 
     Raises ValueError if the two sequences are not of the same tasks in the same order.
     """
-    ids = [[getattr(e, "task_id", None) or e.task.task_id for e in side] for side in (persistent, stateless)]
+    ids = [[episode.task_id for episode in side] for side in (persistent, stateless)]
     if ids[0] != ids[1]:
         raise ValueError("the two sides are not of the same tasks in the same order; make the missing traces first")
     pairs = list(zip(persistent, stateless, strict=True))

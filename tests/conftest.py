@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,16 +20,27 @@ def checkout() -> Path:
     return CHECKOUT
 
 
-def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=1, help="how often test_killed.py kills the report")
+def pytest_configure():
+    """Where SIGINT is ignored at the start (nohup, a job of a script, some CI), all children would ignore it as well,
+    and a test that interrupts one would wait in vain. What is handled here is the default again in a child."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
-    """In two processes (``-n 2 --dist loadgroup``), what shares a fixture stays together: the tests of a file, and all
-    that look at the smallest report."""
+    """In two processes (``-n 2 --dist loadgroup``), what shares a costly fixture stays together: all tests that look at
+    the smallest report, which begin since they take longest, and the tests of a file with a fixture of its own."""
+
+    def together(item) -> str | None:
+        if "smallest_report" in item.fixturenames:
+            return "report"
+        shared = any(fixture[-1].scope != "function" for fixture in item._fixtureinfo.name2fixturedefs.values())
+        return item.path.stem if shared else None
+
+    items.sort(key=lambda item: together(item) != "report")
     for item in items:
-        together = "report" if "smallest_report" in item.fixturenames else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(together))
+        if group := together(item):
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

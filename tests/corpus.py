@@ -1,6 +1,7 @@
 """Blocks of code such as agents write for this task: in ``blocks/``, generated below, the teacher's, published ones.
 
-A file of ``blocks/`` holds blocks under headings ``# %% name``. They are no modules: many are wrong on purpose.
+A file of ``blocks/`` holds blocks under headings ``# %% name``. They are no modules: many are wrong on purpose. Where
+the default engine is known to differ, the heading says why, in a word of ``known_differences``.
 """
 
 import json
@@ -30,17 +31,18 @@ class Play:
     blocks: tuple[str, ...]
 
 
-def written() -> dict[str, str]:
-    """Name to code of the blocks in the files."""
-    blocks = {}
+def _written() -> tuple[dict[str, str], dict[str, str]]:
+    """Names of the blocks in the files to their code, and of those that differ to the reason."""
+    blocks, reasons = {}, {}
     for path in sorted((HERE / "blocks").glob("*.txt")):
         for part in re.split(r"^# %% ", path.read_text(), flags=re.MULTILINE)[1:]:
-            name, _, code = part.partition("\n")
-            key = f"{path.stem}: {name}"
-            if key in blocks:
-                raise ValueError(f"two blocks are called {key!r}")
-            blocks[key] = code
-    return blocks
+            heading, _, code = part.partition("\n")
+            name, differs, reason = f"{path.stem}: {heading}".partition(" | differs: ")
+            if name in blocks:
+                raise ValueError(f"two blocks are called {name!r}")
+            blocks[name] = code
+            reasons |= {name: reason} if differs else {}
+    return blocks, reasons
 
 
 GREEDY = """import json
@@ -109,6 +111,11 @@ def generated() -> dict[str, str]:
             "        except ValueError as error:\n            print(spec, type(error).__name__)\n"
         )
     return blocks
+
+
+WRITTEN, DIFFERENT = _written()
+BLOCKS = WRITTEN | generated()
+DIFFERENT["operator: in"] = "bit_length"  # {1} in {2}
 
 
 def published() -> list[Play]:

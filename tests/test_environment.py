@@ -21,11 +21,8 @@ def state(environment):
     return list(environment.taken), dict(environment.inspected), environment.finished, environment.score
 
 
-def test_listing_holds_every_id(environment):
+def test_listing_holds_every_id_and_inspect_exactly_class_value_and_weight(environment):
     assert json.loads(environment.list_items()) == ["a", "b", "c", "d"]
-
-
-def test_inspect_shows_exactly_class_value_and_weight(environment):
     assert json.loads(environment.inspect("a")) == {"class": "A", "value": 50, "weight": 6}
 
 

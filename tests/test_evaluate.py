@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from damage import HOW, damage
+from replay import differences, replay
 from tiny import tiny_model
 
 from knapsack import traces
@@ -78,7 +79,7 @@ def test_every_cell_holds_every_episode(evaluated):
         trace = traces.read_trace(traces.trace_path(run.evaluations / "teacher_stateless_easy", task.task_id))
         assert trace.finish_reason == "finish_tool" and trace.score > 0.5
         assert trace.turns[0].prompt_tokens > 50 and trace.turns[0].completion_tokens > 20
-        assert traces.differences(trace, traces.replay(task, trace, settings.max_tool_calls)) == []
+        assert differences(trace, replay(task, trace, settings.max_tool_calls)) == []
         trace = traces.read_trace(traces.trace_path(run.evaluations / "base_stateless_easy", task.task_id))
         assert (trace.model, trace.kind) == ("base", "stateless") and trace.finish_reason in ("max_turns", "error")
         assert trace.turns and all(turn.completion_tokens <= 30 for turn in trace.turns) and trace.seconds > 0

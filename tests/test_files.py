@@ -2,12 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from damage import HOW, damage
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import CHECKOUT
 
 from knapsack.runs import (
     CorruptFileError,
@@ -73,16 +73,19 @@ def test_full_disk_keeps_the_old_content_and_leaves_nothing_else(tmp_path):
         "try:\n    write_text(sys.argv[1], 'x' * 100_000)\n"
         "except OSError as error:\n    print(error)\n"
     )
-    root = Path(__file__).parent.parent
-    run = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, cwd=root, check=True)
+    command = [sys.executable, "-c", program, path]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT, check=True)
     assert "result.json" in run.stdout and "free or unlock the disk" in run.stdout
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_folder_that_cannot_be_made_is_named(tmp_path):
+def test_folder_that_cannot_be_made_or_locked_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match=r"cannot write.*file/below/a\.json"):
         write_json(tmp_path / "file" / "below" / "a.json", {})
+    with pytest.raises(OSError, match=r"cannot write.*free or unlock the disk.*file"):
+        with writing(tmp_path / "file"):
+            pytest.fail("no folder to write to")
 
 
 def test_text_that_cannot_be_encoded_leaves_the_old_content(tmp_path):
@@ -103,6 +106,7 @@ def test_a_sealed_file_is_read_whole_or_named(file, value, data):
         read_sealed(file, "do it")
 
 
+@pytest.mark.long
 def test_every_single_bit_of_a_sealed_file_counts(file):
     write_sealed(file, {"a": [1.5, 1e-7, True, None, "\t\x1b é"], "b": {"c": -2}})
     whole = file.read_bytes()
@@ -136,19 +140,11 @@ def test_a_killed_writer_is_waited_for_and_its_temporary_files_go(tmp_path):
         "    pathlib.Path(sys.argv[1], 'cell', 'a.json').write_text('{}')\n"
         "    print('holds it', flush=True)\n    time.sleep(1)\n    os.kill(os.getpid(), 9)\n"
     )
-    root = Path(__file__).parent.parent
-    with subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, cwd=root) as process:
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, cwd=CHECKOUT) as process:
         assert process.stdout.readline() == b"holds it\n"
         with writing(tmp_path, patience=30):
             assert [path.name for path in (tmp_path / "cell").iterdir()] == ["a.json"]
     assert process.returncode == -9
-
-
-def test_a_folder_that_cannot_be_locked_is_named(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match=r"cannot write.*free or unlock the disk.*file"):
-        with writing(tmp_path / "file"):
-            pytest.fail("no folder to write to")
 
 
 def test_digests_tell_which_file_changed(tmp_path):

@@ -1,7 +1,4 @@
-"""Killed at random moments and started again, the whole report ends as if nothing had happened.
-
-``make test`` kills it once; ``python -m pytest tests/test_killed.py --kills 20`` does it thoroughly.
-"""
+"""Killed at random moments and started again, the whole report ends as if nothing had happened."""
 
 import random
 import signal
@@ -36,11 +33,12 @@ def results(folder, name: str) -> pd.DataFrame:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX signals")
-def test_killed_report_ends_like_an_uninterrupted_one(request, checkout, smallest, smallest_report, tmp_path):
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.long)])
+def test_killed_report_ends_like_an_uninterrupted_one(checkout, smallest, smallest_report, tmp_path, kills):
     whole, finished = smallest_report
     assert finished.returncode == 0, finished.stderr
     folder, source = tmp_path / "run", random.Random(0)
-    for number in range(request.config.getoption("--kills")):
+    for number in range(kills):
         with open(tmp_path / "output", "w") as output:
             runner = subprocess.Popen(command(checkout, folder, smallest), stdout=output, stderr=output)
         try:
@@ -61,6 +59,7 @@ def test_killed_report_ends_like_an_uninterrupted_one(request, checkout, smalles
         assert [path for path in paths if (whole / path).read_bytes() != (folder / path).read_bytes()] == []
 
 
+@pytest.mark.long
 def test_second_run_into_the_folder_of_a_first_one_refuses(checkout, smallest, tmp_path):
     call = command(checkout, tmp_path / "run", smallest)
     first = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,18 +1,18 @@
 """The published formats both ways: what we write is of them, and what others wrote is read, replayed and analysed."""
 
-import copy
-import csv
 import json
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import papermill
 import pytest
 import scripted
 from places import EXAMPLES
 from published_schema import inconsistencies, problems, task_inconsistencies
+from replay import differences, replay
 
 from knapsack import tasks, traces, training_data
 from knapsack.agent import ContextFull, EpisodeSettings, Reply, episode, run_alone
@@ -57,7 +57,7 @@ def test_the_recorded_code_of_the_examples_gives_the_recorded_scores():
         assert trace.status == "completed" and 0 < trace.seconds < 1 and len(trace.turns) == 4
         assert trace.error is None and training_data.rejection(trace) is None
         task = Task.from_json(read_json(EXAMPLES / "easy" / "tasks" / "knapsack" / f"{trace.task_id}.json"))
-        again = traces.replay(task, trace)
+        again = replay(task, trace)
         assert (again.score, again.solved, again.metrics) == (trace.score, trace.solved, trace.metrics)
         assert again.turns[2].observation.output == trace.turns[2].observation.output  # the weight taken
 
@@ -67,23 +67,22 @@ def test_the_metrics_of_the_examples_are_those_of_the_raw_files():
     episodes, turns = metrics.read_cells(EXAMPLES)
     cells = metrics.cell_table(episodes, 100).set_index(["model", "runtime", "split"])
     assert list(cells.index) == [("persistent", "persistent", "easy"), ("stateless", "stateless", "easy")]
+    budgets = [read_json(path)["public"]["inspect_budget"] for path in sorted(EXAMPLES.glob("easy/tasks/*/*[01].json"))]
     for (model, runtime, split), cell in cells.iterrows():
         files = sorted((EXAMPLES / f"{model}_{runtime}_{split}" / "knapsack").glob("*.trace.json"))
-        raw, results = [json.loads(f.read_text()) for f in files], [pair(f)[1] for f in files]
-        budgets = [read_json(EXAMPLES / split / "tasks" / "knapsack" / f"knapsack-000000000{k}.json") for k in (0, 1)]
-        looked = [result["result"]["metrics"]["inspected_count"] for result in results]
-        usage = [trace["summary"]["token_usage"] for trace in raw]
-        expected = {
+        traced, results = zip(*map(pair, files), strict=True)
+        scored, usage = [r["result"] for r in results], [t["summary"]["token_usage"] for t in traced]
+        looked = [s["metrics"]["inspected_count"] / budget for s, budget in zip(scored, budgets, strict=True)]
+        expected = {name: np.mean([spent[name] for spent in usage]) for name in usage[0]} | {
             "n": 2,
             "unscored": 0,
-            "score_mean": np.mean([result["result"]["score"] for result in results]),
-            "solved": np.mean([result["result"]["is_solved"] for result in results]),
-            "turns": np.mean([trace["summary"]["num_steps"] for trace in raw]),
-            "seconds": np.mean([result["finished_at"] - result["started_at"] for result in results]),
-            "inspected": np.mean([n / b["public"]["inspect_budget"] for n, b in zip(looked, budgets, strict=True)]),
-            "name_error_rate": np.mean(["NameError" in json.dumps(trace["events"]) for trace in raw]),
+            "score_mean": np.mean([s["score"] for s in scored]),
+            "solved": np.mean([s["is_solved"] for s in scored]),
+            "turns": np.mean([t["summary"]["num_steps"] for t in traced]),
+            "seconds": np.mean([r["finished_at"] - r["started_at"] for r in results]),
+            "inspected": np.mean(looked),
+            "name_error_rate": np.mean(["NameError" in json.dumps(t["events"]) for t in traced]),
         }
-        expected |= {name: np.mean([spent[name] for spent in usage]) for name in usage[0]}
         expected["score_per_1k_tokens"] = 1000 * expected["score_mean"] / expected["total_tokens"]
         assert {name: cell[name] for name in expected} == pytest.approx(expected)
         own = turns[turns["model"] == model]
@@ -149,60 +148,44 @@ def test_our_traces_and_results_are_of_the_formats(written):
         assert problems(trace, "trace v3") + problems(result, "result") + inconsistencies(trace, result) == []
         steps = [event["data"] for event in trace["events"] if event["type"] == "StepEvent"]
         assert [step["turn"] for step in steps] == list(range(len(done.turns)))
+        assert set(re.findall(r"\d{4}-\d\d-\d\dT[\d:.]+", path.read_text())) == {"1970-01-01T00:00:00"}
         first = without_observations(trace)
         assert problems(first, "trace v1") + inconsistencies(first, result) == []
         assert bool(problems(trace, "trace v1")) == bool(steps)  # version 1 has no observations
 
 
-def test_our_traces_can_be_replayed_from_version_1_alone(written):
-    """As another program would find them: no details, no observations."""
+def test_our_traces_can_be_replayed(written):
+    """As they are, and as another program would find them: version 1, without details and observations."""
     for done, path in written:
+        assert differences(traces.read_trace(path), replay(done.task, traces.read_trace(path))) == []
         bare = path.parents[2] / "bare" / path.parent.parent.name / "knapsack" / path.name
         write_json(bare, without_observations(read_json(path)))
         shutil.copyfile(traces.result_path(path), traces.result_path(bare))
         trace = traces.read_trace(bare)
         assert (trace.status, trace.model, trace.kind) == ("completed", "base", done.kind)
-        assert (trace.finish_reason, trace.error) == (done.finish_reason, done.error)
-        again = traces.replay(done.task, trace)
-        assert (again.score, again.metrics, again.turns) == (done.score, done.metrics, done.turns)
+        again = replay(done.task, trace)
+        assert (trace.error, again.error) == (done.error, done.error)
+        assert (differences(done, again), again.metrics) == ([], done.metrics)
 
 
-def parts(value, where=()):
-    """Every object within ``value`` with its place; of a list only the first of each type."""
-    if isinstance(value, dict):
-        yield where, value
-        for key in value:
-            yield from parts(value[key], (*where, key))
-    elif isinstance(value, list):
-        first = {str(item.get("type") or item.get("role")): k for k, item in enumerate(value) if isinstance(item, dict)}
-        for index in first.values():
-            yield from parts(value[index], (*where, index))
-
-
-def at(value, where):
-    for key in where:
-        value = value[key]
-    return value
-
-
-def test_the_schemas_are_strict(tmp_path):
-    """A field more or a field less is a problem, wherever it is."""
-    texts = ["no code", scripted.block("x"), scripted.block("finish()")]
-    done = scripted.play(scripted.small_task(), "stateless", texts)
-    traces.write_episode(tmp_path, done, "base")
-    trace, result = pair(traces.trace_path(tmp_path, done.task.task_id))
-    row = training_data.training_row(done)
-    for name, value in {"trace v3": trace, "result": result, "task": done.task.to_json(), "row": row}.items():
-        assert problems(value, name) == []
-        for where, part in parts(value):
-            more = copy.deepcopy(value)
-            at(more, where)["knapsack"] = 1
-            assert problems(more, name), (name, where)
-            for key in part:
-                less = copy.deepcopy(value)
-                del at(less, where)[key]
-                as_many_as_there_are = (name, where) == ("task", ("private", "items"))
-                assert problems(less, name) or as_many_as_there_are, (name, where, key)
+def test_the_schemas_are_strict(written):
+    """A field more or a field less is a problem."""
+    done, path = written[0]
+    (trace, result), task = pair(path), done.task.to_json()
+    row = json.loads(json.dumps(training_data.training_row(done)))
+    cases = [("trace v3", trace, part) for part in (trace, trace["summary"], trace["events"][4])]
+    cases += [("trace v3", trace, event["data"]) for event in trace["events"][1:6]]
+    cases += [("result", result, part) for part in (result, result["result"], result["result"]["metrics"])]
+    cases += [("task", task, part) for part in (task, task["public"], task["difficulty"], task["reference"])]
+    for name, whole, part in [*cases, ("row", row, row["messages"][0])]:
+        part["knapsack"] = 1
+        assert problems(whole, name)
+        del part["knapsack"]
+        for key in list(part):
+            value = part.pop(key)
+            assert problems(whole, name), (name, key)
+            part[key] = value
+        assert problems(whole, name) == []
 
 
 def test_training_rows_are_of_the_format(tmp_path, written):
@@ -357,27 +340,28 @@ def test_downloaded_data_does_not_mix_with_a_run(run, download, tmp_path):
 # Notebook 05
 
 
-def analysed(checkout, folder: Path, downloaded: Path) -> list[dict]:
-    """Run notebook 05 on a downloaded folder; the rows of cells.csv."""
+def analysed(checkout, folder: Path, downloaded: Path) -> list[tuple]:
+    """Run notebook 05 on a downloaded folder; the cells of cells.csv with their number of episodes and turns."""
     parameters = {"run_folder": str(folder), "n_resamples": 50, "source": "published"}
-    parameters["published_folder"] = str(downloaded)
     folder.mkdir()
     notebook = papermill.execute_notebook(
-        checkout / "notebooks" / "05_analysis.ipynb", folder / "05.ipynb", parameters, progress_bar=False
+        checkout / "notebooks" / "05_analysis.ipynb",
+        folder / "05.ipynb",
+        parameters | {"published_folder": str(downloaded)},
+        progress_bar=False,
     )
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     texts = [out.get("text", "") + out.get("data", {}).get("text/markdown", "") for out in outputs]
     assert [text for text in texts if re.search(r"Warning|\bnan\b", text)] == []
-    with open(folder / "results" / "cells.csv", newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
+    cells = pd.read_csv(folder / "results" / "cells.csv")
+    return list(cells[["model", "runtime", "split", "n", "turns"]].itertuples(index=False, name=None))
 
 
 def test_notebook_05_analyses_a_downloaded_folder(checkout, download, tmp_path):
-    rows = analysed(checkout, tmp_path / "run", download)
-    assert [(row["model"], row["runtime"], row["split"], row["n"]) for row in rows] == [
-        ("persistent", "persistent", "easy", "3"),
-        ("persistent", "stateless", "easy", "3"),
-        ("qwen3-8b", "carry-over", "easy", "3"),
+    assert [cell[:4] for cell in analysed(checkout, tmp_path / "run", download)] == [
+        ("persistent", "persistent", "easy", 3),
+        ("persistent", "stateless", "easy", 3),
+        ("qwen3-8b", "carry-over", "easy", 3),
     ]
     results = tmp_path / "run" / "results"
     assert {path.stem for path in (results / "figures").glob("*.png")} == {
@@ -389,10 +373,7 @@ def test_notebook_05_analyses_a_downloaded_folder(checkout, download, tmp_path):
 
 
 @published
+@pytest.mark.long
 def test_notebook_05_analyses_the_published_examples(checkout, tmp_path):
-    rows = analysed(checkout, tmp_path / "run", EXAMPLES)
-    assert [(row["model"], row["runtime"], row["split"], row["n"]) for row in rows] == [
-        ("persistent", "persistent", "easy", "2"),
-        ("stateless", "stateless", "easy", "2"),
-    ]
-    assert [float(row["turns"]) for row in rows] == [4, 4]
+    cells = [("persistent", "persistent", "easy", 2, 4), ("stateless", "stateless", "easy", 2, 4)]
+    assert analysed(checkout, tmp_path / "run", EXAMPLES) == cells

@@ -1,7 +1,6 @@
 import json
 import shutil
 from contextlib import redirect_stderr
-from datetime import datetime
 from io import StringIO
 from pathlib import Path
 
@@ -10,9 +9,9 @@ import scripted
 from damage import HOW, damage
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replay import differences
 
 from knapsack import traces
-from knapsack.agent import ContextFull, EpisodeSettings, Reply, episode, run_alone
 from knapsack.runs import CorruptFileError, read_json, read_sealed, write_sealed
 
 LOST = [
@@ -39,25 +38,6 @@ def test_an_episode_reads_back_as_it_was(tmp_path, lost):
     assert (back.model, back.seconds, back.inspect_budget) == ("base", 2.5, lost.task.inspect_budget)
 
 
-def test_the_published_fields_are_there_and_nothing_else(tmp_path, lost):
-    traces.write_episode(tmp_path, lost, "base")
-    path = traces.trace_path(tmp_path, lost.task.task_id)
-    assert path.name == f"knapsack-{lost.task.task_id}.trace.json"
-    trace, result = read_json(path), read_json(traces.result_path(path))
-    assert set(trace) == {"started_at", "finished_at", "summary", "events"}
-    steps = [event["data"] for event in trace["events"] if event["type"] == "StepEvent"]
-    assert [step["turn"] for step in steps] == list(range(5)) and steps[0]["code"] is None
-    assert steps[1]["interpreter_result"] == {
-        "success": False, "result": None, "output": "", "error": "ZeroDivisionError: division by zero"
-    }  # fmt: skip
-    total = sum(step["token_usage"]["total_tokens"] for step in steps)
-    assert trace["summary"]["token_usage"]["total_tokens"] == total == lost.prompt_tokens + lost.completion_tokens
-    times = [trace["started_at"], trace["finished_at"], *(event["timestamp"] for event in trace["events"])]
-    times += [event["data"]["timestamp"] for event in trace["events"] if "timestamp" in event["data"]]
-    assert {datetime.fromisoformat(time).year for time in times} == {1970} and len(times) == 2 + 3 + 5 * 4 + 5 * 2
-    assert (result["status"], result["started_at"], result["finished_at"]) == ("completed", 0.0, 0.0)
-
-
 def test_equal_episodes_give_equal_bytes(tmp_path):
     paths = []
     for name in ("a", "b"):
@@ -66,35 +46,11 @@ def test_equal_episodes_give_equal_bytes(tmp_path):
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-def test_replay_repeats_score_errors_and_calls(tmp_path, lost):
-    finished = scripted.play(lost.task, lost.kind, scripted.persistent_texts())
-    stopped = scripted.play(lost.task, lost.kind, LOST[:3], max_turns=3)
-    for recorded in (lost, finished, stopped):
-        traces.write_episode(tmp_path, recorded, "base")
-        trace = traces.read_trace(traces.trace_path(tmp_path, lost.task.task_id))
-        assert traces.differences(trace, traces.replay(lost.task, trace)) == []
-
-
-def test_replay_of_an_episode_that_ran_out_of_context(tmp_path):
-    count = iter(range(9))
-
-    def reply(messages):
-        if next(count) == 2:
-            raise ContextFull("4100 tokens do not fit in 4096")
-        return Reply(scripted.block("x = list_items()"), 5, 5)
-
-    recorded = run_alone(episode(scripted.small_task(), "persistent", EpisodeSettings(9)), reply)
-    traces.write_episode(tmp_path, recorded, "base")
-    trace = traces.read_trace(traces.trace_path(tmp_path, recorded.task.task_id))
-    assert (trace.finish_reason, trace.error) == ("error", "4100 tokens do not fit in 4096")
-    again = traces.replay(recorded.task, trace)
-    assert traces.differences(trace, again) == [] and again.error == trace.error
-
-
 def test_differences_names_what_changed(lost):
     other = scripted.play(lost.task, lost.kind, ["nothing"], 2)
-    text = " ".join(traces.differences(lost, other))
-    assert "turns: 5 recorded, 2" in text and "turn 1" in text and "finish_reason" in text
+    text = " ".join(differences(lost, other))
+    assert "number of turns: 5 recorded, 2 now" in text and "turn 1" in text and "finish_reason" in text
+    assert differences(lost, lost) == []
 
 
 def test_an_episode_is_done_once_its_details_are_there(tmp_path, lost, capsys):
@@ -157,22 +113,23 @@ def test_details_of_another_version_are_not_done_and_say_so(whole, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("which", "damage", "complaint"),
+    ("number", "before", "after", "complaint"),
     [
-        ("trace", lambda text: text[: len(text) // 2], "not valid JSON"),
-        ("trace", lambda text: text.replace('"num_steps"', '"steps"'), "num_steps"),
-        ("trace", lambda text: text.replace('"num_steps": 5', '"num_steps": 4'), "5 steps follow"),
-        ("result", lambda text: text[:-20], "not valid JSON"),
-        ("result", lambda text: text.replace('"score"', '"points"'), "score"),
-        ("result", lambda text: "[]", "not a JSON object"),
+        (0, '"StepEvent"', "", "is not valid JSON"),
+        (0, '"num_steps"', '"steps"', "lacks the field 'num_steps'"),
+        (0, '"num_steps": 5', '"num_steps": 4', "5 steps follow"),
+        (0, '"events": [', '"events": [3, ', "is not of the published format"),
+        (1, '"completed"', "", "is not valid JSON"),
+        (1, '"score"', '"points"', "lacks the field 'score'"),
+        (1, '"score": 0.0', '"score": []', "is not of the published format"),
     ],
 )
-def test_damage_to_a_published_trace_names_file_field_and_remedy(tmp_path, lost, which, damage, complaint):
-    traces.write_episode(tmp_path, lost, "base")
-    traces.discard_episode(tmp_path, lost.task.task_id)  # without details it is as another program's
-    path = traces.trace_path(tmp_path, lost.task.task_id)
-    file = path if which == "trace" else traces.result_path(path)
-    file.write_text(damage(file.read_text()))
+def test_damage_to_a_published_trace_names_file_field_and_remedy(whole, tmp_path, number, before, after, complaint):
+    shutil.copytree(whole / "knapsack", tmp_path / "knapsack")  # without details it is as another program's
+    path, *others = episode_files(tmp_path, scripted.small_task().task_id)
+    file = [path, *others][number]
+    assert before in file.read_text()
+    file.write_text(file.read_text().replace(before, after))
     with pytest.raises(CorruptFileError, match=complaint) as error:
         traces.read_trace(path)
     assert str(file) in str(error.value) and "download both files of the episode anew" in str(error.value)

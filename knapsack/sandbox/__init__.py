@@ -1,4 +1,4 @@
-"""Who executes a block: the engines behind ``runtime.Runtime``. Each is a pool of sessions with one namespace each.
+"""For ``runtime``, which lets others execute a block: the engines, each a pool of sessions with one namespace each.
 
 * "monty" (default): pydantic-monty, a Python interpreter without files, network, environment or processes.
 * "cpython": a CPython child process per session, for code that needs the whole language. It is limited, not sealed

@@ -50,25 +50,16 @@ def test_text_cannot_act_as_a_control_token(tokenizer):
 
 
 def test_chat_template_is_the_rendering_that_is_trained_on(tokenizer):
-    messages = [
-        {"role": "system", "content": "a"},
-        {"role": "user", "content": "b"},
-        {"role": "assistant", "content": "c"},
-    ]
+    messages = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant")]
     for reply_follows in (False, True):
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply_follows)
         assert tokenizer.decode(prompts.render(messages, tokenizer, reply_follows).input_ids) == text
 
 
-def test_toy_episodes_finish_and_never_use_the_knapsack_tools(toys):
+def test_toy_episodes_finish_in_every_style_and_never_use_the_knapsack_tools(toys):
     text = "\n".join(message["content"] for messages, _, _ in toys for message in messages)
-    assert "finish()" in text
+    assert "finish()" in text and len({(style, kind) for _, style, kind in toys}) == 4
     assert not any(word in text for word in ("take_item", "inspect", "capacity", "Knapsack", "PermissionError"))
-
-
-def test_toy_styles_are_independent_of_the_runtime(toys):
-    combinations = {(style, kind) for _, style, kind in toys}
-    assert len(combinations) == 4
 
 
 def test_only_the_persistent_style_in_a_stateless_runtime_meets_missing_names(toys):
@@ -78,14 +69,12 @@ def test_only_the_persistent_style_in_a_stateless_runtime_meets_missing_names(to
         assert missing == (style == "persistent" and kind == "stateless") or turns <= 2
 
 
-def test_copy_exercises_ask_for_what_they_show():
+def test_copy_exercises_are_drawn_from_their_seed():
+    words = ["alpha", " beta", "gamma", "delta", "eta", "zeta", "theta", "iota"]
     for seed in range(40):
-        for message in curriculum.copy_exercise(
-            seed, ["alpha", " beta", "gamma", "delta", "eta", "zeta", "theta", "iota"]
-        ):
-            assert message["role"] in ("user", "assistant") and message["content"]
-    first = curriculum.copy_exercise(7, ["a", "b", "c", "d", "e", "f", "g", "h"])
-    assert first == curriculum.copy_exercise(7, ["a", "b", "c", "d", "e", "f", "g", "h"])
+        messages = curriculum.copy_exercise(seed, words)
+        assert all(message["role"] in ("user", "assistant") and message["content"] for message in messages)
+        assert messages == curriculum.copy_exercise(seed, words)
 
 
 def test_the_structured_start_copies_before_any_training(tokenizer):
@@ -124,9 +113,8 @@ def test_the_shipped_base_copies_a_long_record_exactly(tokenizer):
     }
     shown = json.dumps({"output": f"have 40\nseen = {records}\n", "error": None})
     written = f"Have 40. I restore all.\n```python\nseen = {records}\n```"
-    rendered = prompts.render(
-        [{"role": "user", "content": shown}, {"role": "assistant", "content": written}], tokenizer
-    )
+    messages = [{"role": "user", "content": shown}, {"role": "assistant", "content": written}]
+    rendered = prompts.render(messages, tokenizer)
     with torch.no_grad():
         choice = model(torch.tensor([rendered.input_ids])).logits[0, :-1].argmax(-1)
     learned = torch.tensor(rendered.labels[1:]) != -100

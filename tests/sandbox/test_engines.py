@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -27,20 +26,15 @@ def test_unknown_engine_is_refused():
     assert len(ENGINES) == 3
 
 
-@pytest.mark.parametrize("mark", [".dockerenv", "run/.containerenv", "run/systemd/container"])
-def test_container_is_recognised_by_its_mark(tmp_path, mark):
-    assert not in_container(tmp_path)
-    (tmp_path / mark).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / mark).touch()
-    assert in_container(tmp_path)
-
-
 @pytest.mark.parametrize(
-    ("groups", "inside"), [("0::/kubepods/besteffort/pod1\n", True), ("0::/user.slice/session.scope\n", False)]
+    ("file", "text", "inside"),
+    [(mark, "", True) for mark in (".dockerenv", "run/.containerenv", "run/systemd/container")]
+    + [("proc/1/cgroup", "0::/kubepods/besteffort/pod1\n", True), ("proc/1/cgroup", "0::/user.slice/session\n", False)],
 )
-def test_container_is_recognised_by_its_control_group(tmp_path, groups, inside):
-    (tmp_path / "proc" / "1").mkdir(parents=True)
-    (tmp_path / "proc" / "1" / "cgroup").write_text(groups)
+def test_container_is_recognised_by_its_marks_and_its_control_group(tmp_path, file, text, inside):
+    assert not in_container(tmp_path)
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(text)
     assert in_container(tmp_path) is inside
 
 
@@ -64,28 +58,19 @@ def test_no_process_outlives_its_runtime(engine):
 
 
 @pytest.mark.parametrize("engine", LOCAL)
-def test_kill_from_outside_is_not_the_model_s_doing(engine):
+@pytest.mark.parametrize(("delay", "code"), [(0.3, "while True:\n    pass"), (0, "print(x)")], ids=["in", "between"])
+def test_kill_from_outside_is_not_the_model_s_doing(engine, delay, code):
+    """Within a turn and between two."""
     before = children()
     with Runtime("persistent", {}, engine=engine) as runtime:
         runtime.run("x = 1")
         (victim,) = children() - before
-        timer = threading.Timer(0.3, os.kill, (victim, signal.SIGKILL))
+        timer = threading.Timer(delay, os.kill, (victim, signal.SIGKILL))
         timer.start()
+        time.sleep(0.2 - min(delay, 0.2))
         with pytest.raises(InterpreterError, match="killed from outside"):
-            runtime.run("while True:\n    pass")
+            runtime.run(code)
         timer.join()
-
-
-@pytest.mark.parametrize("engine", LOCAL)
-def test_kill_between_two_turns_is_not_the_model_s_doing(engine):
-    before = children()
-    with Runtime("persistent", {}, engine=engine) as runtime:
-        runtime.run("x = 1")
-        (victim,) = children() - before
-        os.kill(victim, signal.SIGKILL)
-        time.sleep(0.2)
-        with pytest.raises(InterpreterError, match="killed from outside"):
-            runtime.run("print(x)")
 
 
 @pytest.mark.parametrize(
@@ -128,12 +113,8 @@ def test_cpython_value_that_no_message_carries_reaches_the_tool_as_none():
     assert seen == [((None,), {"x": None}), ((None,), {}), (([1, "b"],), {"y": 2.5})]
 
 
-def test_interpreters_run_from_a_folder_that_cannot_be_written(tmp_path):
-    before = Path.cwd()
-    os.chdir(tmp_path)
-    try:
-        with Runtime("persistent", {}, engine=CPYTHON) as runtime:
-            assert runtime.run("import os\nprint(os.getcwd())").output == "/\n"
-    finally:
-        os.chdir(before)
+def test_cpython_leaves_the_working_folder_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Runtime("persistent", {}, engine=CPYTHON) as runtime:
+        assert runtime.run("import os\nprint(os.getcwd())").output == "/\n"
     assert list(tmp_path.iterdir()) == []
