@@ -23,15 +23,15 @@ from tqdm import tqdm
 from knapsack import agent, prompts, traces
 from knapsack.prompts import Detail
 from knapsack.runs import (
-    CorruptFileError,
     Run,
+    as_json,
     bounded,
+    check,
     content_digest,
     digest,
     find_base,
-    read_sealed,
-    tell,
-    write_sealed,
+    keep,
+    read_json,
     write_text,
     writing,
 )
@@ -140,12 +140,11 @@ def evaluate(
     asked, keys = _places(run, players, endpoints or {})
     adapters = {model: run.adapter(model) for model in sorted(players - {"base", "teacher", *asked})}
     if adapters:
-        from knapsack.finetune import check_adapter
         from knapsack.models import find_adapter
 
         for model, folder in adapters.items():
             find_adapter(folder)
-            check_adapter(run.training(model))
+            check(folder, "run notebook 03 again")
     base_digest = content_digest(find_base(settings.base)) if players - asked.keys() else None
     digests = {model: content_digest(folder) for model, folder in adapters.items()}
     with ExitStack() as held:
@@ -170,10 +169,9 @@ def evaluate(
                 jobs.append(_Job(cell, folder, *source, endpoint, keys.get(cell.model), max_total_tokens))
         _ask_first(jobs)
         for folder, record in records.items():  # only now that nothing was refused
-            write_sealed(folder / "settings.json", record)
+            keep(folder / "settings.json", as_json(record))
         for job in jobs:
-            for task in job.tasks:
-                traces.discard_episode(job.folder, task.task_id)
+            traces.discard_episodes(job.folder, [task.task_id for task in job.tasks])
         total = sum(len(tasks[cell.split]) for cell in cells)
         done = total - sum(len(job.tasks) for job in jobs)
         options = {"unit": "episode", "desc": "evaluation", "mininterval": 1, "disable": not progress}
@@ -210,19 +208,16 @@ def _ask_first(jobs: list[_Job]) -> None:
 def _record(folder: Path, kind: Kind, parameters: dict, tasks: list[Task]) -> dict:
     """The content of a cell's ``settings.json``. Raises ValueError naming what differs from the one that is there.
 
-    A damaged one is named on stderr and forgotten: each episode says itself with what it was made.
+    A lost one is forgotten: each episode says itself with what it was made.
     """
     limits = parameters["max_tool_calls"], parameters["prompt_detail"]
     digests, before, path = {}, {}, folder / "settings.json"
     for task in tasks:  # with its prompt, so that episodes under an older wording are not mixed with new ones
         text = json.dumps([task.to_json(), prompts.opening(task, kind, *limits)], sort_keys=True)
         digests[task.task_id] = digest(text)[:16]
-    if path.exists() or any(folder.glob("details/*.json")):
-        try:
-            before = read_sealed(path, "it is written again")
-        except CorruptFileError as problem:
-            tell(problem)
-    elif any(folder.glob("knapsack/*.json")):
+    if path.exists():
+        before = read_json(path, REMEDY)
+    elif any(folder.glob("knapsack/*.json")) and not any(folder.glob("details/*.json")):
         raise ValueError(f"{folder} holds episodes but no settings.json that says how they were made: {REMEDY}")
     for name, value in parameters.items() if before else ():
         if before.get(name) != value:

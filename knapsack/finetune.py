@@ -251,9 +251,7 @@ def trainer_class(bar, checkpoints: Path):
                 super()._save_checkpoint(*args, **kwargs)
             except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: of torch, if the disk is full
                 raise runs.unwritable(checkpoints, error) from error
-            folder = checkpoints / f"checkpoint-{self.state.global_step}"
-            paths = [path for path in folder.rglob("*") if path.is_file()]
-            runs.write_digests(folder, {path.relative_to(folder).as_posix(): runs.file_digest(path) for path in paths})
+            runs.keep_together(checkpoints / f"checkpoint-{self.state.global_step}")
 
         def nothing(self, *args, **kwargs):
             """A model card would name folders of this machine, and nothing leaves it."""
@@ -399,28 +397,18 @@ class TrainingReport:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint in ``folder`` that is as it was written; those after it are removed.
-
-    One without digests was being written when the training stopped; a damaged one is named on stderr.
-    """
+    """The newest checkpoint in ``folder`` that is whole; one that was being written when a training stopped goes."""
     from transformers.trainer_utils import get_last_checkpoint
 
-    remedy = "the training goes on from an earlier point"
     while path := folder.is_dir() and get_last_checkpoint(folder):
-        try:
-            digests = runs.read_digests(path, remedy)
-            for name, expected in digests.items():
-                runs.check_digest(Path(path, name), expected, remedy)
-            if digests:
-                return path
-        except runs.CorruptFileError as problem:
-            runs.tell(problem)
+        if Path(path, runs.SUMS).exists():
+            return path
         shutil.rmtree(path)
     return None
 
 
-def save_adapter(model, tokenizer, recipe: Recipe, output: Path, base: str) -> tuple[int, dict[str, str]]:
-    """Write ``<output>/adapter`` in one move; returns the size of the weights and the digests of the files.
+def save_adapter(model, tokenizer, recipe: Recipe, output: Path, base: str) -> int:
+    """Write ``<output>/adapter`` in one move; returns the size of the weights in bytes.
 
     The chat template in it is for servers, which otherwise might write another text than was trained on.
     """
@@ -437,45 +425,30 @@ def save_adapter(model, tokenizer, recipe: Recipe, output: Path, base: str) -> t
     config |= {"auto_mapping": None, "target_modules": sorted(recipe.target_modules)}  # in one order, without extras
     runs.write_json(partial / "adapter_config.json", config)
     runs.write_text(partial / "chat_template.jinja", template_of(tokenizer).jinja)
+    runs.keep_together(partial)
     os.replace(partial, adapter)
-    digests = {path.name: runs.file_digest(path) for path in sorted(adapter.iterdir())}
-    return (adapter / "adapter_model.safetensors").stat().st_size, digests
-
-
-def check_adapter(output: str | Path, remedy: str = "run notebook 03 again") -> None:
-    """Raises CorruptFileError, naming the file, unless ``<output>/adapter`` is as its training left it.
-
-    An adapter without a training.json beside it came from elsewhere and is not asked.
-    """
-    path = Path(output) / "training.json"
-    if path.exists():
-        for name, expected in runs.read_sealed(path, remedy)["adapter"].items():
-            runs.check_digest(path.parent / "adapter" / name, expected, remedy)
+    return (adapter / "adapter_model.safetensors").stat().st_size
 
 
 def _finished(output: Path, made_from: dict) -> TrainingReport | None:
     """The report of the training in ``output``, which must be ``made_from`` this; None if none is finished and whole.
 
-    Damage is named on stderr. Raises ValueError saying what differs, or that the record is of another version.
+    Raises ValueError saying what differs, or that the record is of another version.
     """
-    path, remedy = output / "training.json", "the adapter is trained again"
-    if not path.exists() and not (output / "adapter").exists():
+    path = output / "training.json"
+    if not path.exists():
         return None
     try:
-        made = runs.read_sealed(path, remedy)
+        made = runs.read_json(path)
         report, before = TrainingReport(**made["report"]), made["source"]
         old, new = ({f"recipe.{name}": value for name, value in each["recipe"].items()} for each in (before, made_from))
         changes = [f"{n} ({old.get(n)!r}, now {new.get(n)!r})" for n in new | old if new.get(n) != old.get(n)]
         if changes := changes + [name for name in ("rows", "base") if before[name] != made_from[name]]:
             what = f"{output} holds an adapter made with another {', '.join(changes)}"
             raise ValueError(f"{what}; run again with --fresh or delete {path.name}")
-        check_adapter(output, remedy)
-        return report
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is of another version ({error!r}); run again with --fresh") from error
-    except runs.CorruptFileError as problem:
-        runs.tell(problem)
-        return None
+    return report if (output / "adapter").exists() else None
 
 
 def finetune(
@@ -504,9 +477,9 @@ def finetune(
         name = source.name if isinstance(source, Path) and base != "nano" else base  # no path of this machine
         checkpoints = output / "checkpoints" / f"{backend}-{_digest(made_from)[:16]}"
         model, tokenizer, facts = train(recipe, rows, source, checkpoints, backend, progress)
-        size, digests = save_adapter(model, tokenizer, recipe, output, name)
+        size = save_adapter(model, tokenizer, recipe, output, name)
         report = TrainingReport(base=name, recipe=recipe_json, adapter_bytes=size, **facts)
-        runs.write_sealed(output / "training.json", {"source": made_from, "adapter": digests, "report": asdict(report)})
+        runs.keep(output / "training.json", runs.as_json({"source": made_from, "report": asdict(report)}))
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
         return report
 

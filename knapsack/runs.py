@@ -1,6 +1,7 @@
 """Where the files of a run lie, the manifest that says how they were made, and files that are whole or absent.
 
-Writing is atomic, digests betray damage and reading names it, and one process writes into a folder at a time.
+Writing is atomic; digests lie beside what was written, and who writes next removes and makes again what is not as it
+was; one process writes into a folder at a time.
 """
 
 import hashlib
@@ -8,9 +9,11 @@ import json
 import os
 import platform
 import random
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -74,13 +77,14 @@ class Run:
     def record(self, step: str, parameters: dict, seconds: float | None = None) -> None:
         """Note in the manifest how ``step`` (a notebook's name) was run: parameters, versions, commit, machine."""
         row = {"parameters": parameters, "seconds": seconds, **provenance()}
-        write_sealed(self.manifest, self.read_manifest() | {step: row})
+        keep(self.manifest, as_json(self.read_manifest() | {step: row}))
 
     def read_manifest(self) -> dict[str, dict]:
         """A row per recorded step; {} without a manifest. A damaged one is named on stderr and begun anew: every
         step that runs records itself again, and each folder of results says itself how it was made."""
         try:
-            return read_sealed(self.manifest, "it is begun anew") if self.manifest.exists() else {}
+            check(self.manifest, "it is begun anew")
+            return read_json(self.manifest, "it is begun anew") if self.manifest.exists() else {}
         except CorruptFileError as problem:
             tell(problem)
             return {}
@@ -208,7 +212,9 @@ def one_line(error: pydantic.ValidationError, what: str, names: Sequence[str] = 
     return f"{'.'.join(map(str, [what, *place]))}{f' = {value!r}' if shown else ''}: {said}"
 
 
-DIGESTS = "digests.json"  # beside the files whose digests it holds
+# In each folder of results: the digests of its files when they were written, for ``sha256sum --check`` too.
+SUMS = "SHA256SUMS"
+TOGETHER = "# The files of this folder belong together.\n"
 
 
 class CorruptFileError(ValueError):
@@ -292,43 +298,76 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def check_digest(path: str | Path, expected: str, remedy: str) -> None:
-    """Raises CorruptFileError, naming file and remedy, unless the file is there with the digest ``expected``."""
-    if not Path(path).is_file():
-        raise CorruptFileError(f"{path} is missing; {remedy}")
-    if file_digest(path) != expected:
-        raise CorruptFileError(f"{path} is not as it was written; {remedy}")
+def keep(path: str | Path, text: str) -> None:
+    """Write ``text`` to ``path`` and note its digest in ``SHA256SUMS`` beside it.
 
-
-def write_sealed(path: str | Path, value: dict) -> None:
-    """Write a JSON object with the digest of its own text under the key "sha256"."""
-    write_json(path, value | {"sha256": digest(as_json(value))})
-
-
-def read_sealed(path: str | Path, remedy: str) -> dict:
-    """Read what ``write_sealed`` wrote, without the digest. Any changed bit raises CorruptFileError."""
-    if not Path(path).is_file():
-        raise CorruptFileError(f"{path} is missing; {remedy}")
-    whole = read_json(path, remedy)
-    value = {key: inner for key, inner in whole.items() if key != "sha256"}
+    The note comes last and only grows, so a crash leaves at worst a whole file without one, which is as good as a
+    file from elsewhere. Raises what ``write_text`` raises.
+    """
+    path = Path(path)
+    write_text(path, text)
     try:
-        as_written = whole.get("sha256") == digest(as_json(value)) and file_digest(path) == digest(as_json(whole))
-    except (ValueError, RecursionError):  # a changed bit made half a surrogate pair, which is JSON but no text
-        as_written = False
-    if not as_written:
-        raise CorruptFileError(f"{path} is not as it was written; {remedy}")
-    return value
+        with open(path.with_name(SUMS), "a", encoding="utf-8", newline="\n") as handle:
+            handle.write(f"{digest(text)}  {path.name}\n")
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
-def write_digests(folder: str | Path, digests: dict[str, str]) -> None:
-    """Write ``<folder>/digests.json``: which digest each named file in or below ``folder`` has."""
-    write_sealed(Path(folder) / DIGESTS, {"files": digests})
+def keep_together(folder: str | Path) -> None:
+    """Note the digests of all files in ``folder``, which are of use only together: once one is damaged, all go."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    lines = [f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    write_text(Path(folder) / SUMS, TOGETHER + "".join(lines))
 
 
-def read_digests(folder: str | Path, remedy: str) -> dict[str, str]:
-    """The digests of ``folder``, {} without ``digests.json``. Raises CorruptFileError if that file is damaged."""
-    path = Path(folder) / DIGESTS
-    return read_sealed(path, remedy)["files"] if path.exists() else {}
+def kept(folder: str | Path) -> dict[str, str]:
+    """Name → digest of the files that were kept in ``folder``; the last note of a name counts, half a line does not."""
+    path = Path(folder) / SUMS
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return {name: known for known, name in re.findall(r"([0-9a-f]{64})  (.+)\n", text)}
+
+
+def _wrong(path: Path, known: str) -> str:
+    """What is wrong with a kept file, if anything is."""
+    if not path.is_file():
+        return f"{path} is missing"
+    return "" if file_digest(path) == known else f"{path} is not as it was written"
+
+
+def check(path: str | Path, remedy: str) -> None:
+    """Raises CorruptFileError, naming file and remedy, if ``path``, or a file below it, is not as it was kept.
+
+    A file that nobody noted came from elsewhere and is not asked.
+    """
+    path = Path(path)
+    folders = [sums.parent for sums in sorted(path.rglob(SUMS))] if path.is_dir() else [path.parent]
+    for folder in folders:
+        for name, known in kept(folder).items():
+            if (path.is_dir() or name == path.name) and (problem := _wrong(folder / name, known)):
+                raise CorruptFileError(f"{problem}; {remedy}")
+
+
+def discard(folder: str | Path, names: Collection[str]) -> None:
+    """Remove kept files and their notes; of a folder whose files are of use only together, all of it."""
+    folder = Path(folder)
+    left = "".join(f"{known}  {name}\n" for name, known in kept(folder).items() if name not in names)
+    if (folder / SUMS).read_text(encoding="utf-8", errors="replace").startswith(TOGETHER):
+        shutil.rmtree(folder)
+        return
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    write_text(folder / SUMS, left)
+
+
+def heal(folder: str | Path) -> None:
+    """Name on stderr, and remove, every file below ``folder`` that is not as it was kept."""
+    for sums in sorted(Path(folder).rglob(SUMS)):
+        wrong = {name: _wrong(sums.parent / name, known) for name, known in kept(sums.parent).items()}
+        damaged = [name for name, problem in wrong.items() if problem]
+        for name in damaged:
+            tell(f"{wrong[name]}; it is made again")
+        if damaged:
+            discard(sums.parent, damaged)
 
 
 def tell(problem: object) -> None:
@@ -338,7 +377,10 @@ def tell(problem: object) -> None:
 
 @contextmanager
 def writing(folder: str | Path, patience: float = 15.0) -> Iterator[None]:
-    """Be the only one who writes below ``folder``; temporary files that a killed writer left there are removed.
+    """Be the only one who writes below ``folder``.
+
+    Temporary files that a killed writer left there, and what is damaged, are removed first: all other code then knows
+    only files that are whole or absent.
 
     A killed run's kernel may live on for a moment, so another writer is waited for, ``patience`` seconds at most.
     Then FolderInUseError; OSError if the folder cannot be made or written to.
@@ -358,6 +400,7 @@ def writing(folder: str | Path, patience: float = 15.0) -> Iterator[None]:
         for leftover in folder.rglob(".*.tmp"):
             if leftover.is_file():
                 leftover.unlink(missing_ok=True)
+        heal(folder)
         yield
     finally:
         lock.release()

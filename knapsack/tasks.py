@@ -16,21 +16,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from knapsack.runs import (
-    DIGESTS,
-    CorruptFileError,
-    as_json,
-    bounded,
-    check_digest,
-    digest,
-    file_digest,
-    read_digests,
-    read_json,
-    tell,
-    write_digests,
-    write_text,
-    writing,
-)
+from knapsack.runs import CorruptFileError, as_json, bounded, check, keep, read_json, writing
 
 ATTEMPTS = 200  # rejection sampling: attempt k uses seed + k * ATTEMPT_STRIDE
 ATTEMPT_STRIDE = 1_000_003
@@ -322,60 +308,36 @@ def sample_split(split: str, count: int, seed: int, config: KnapsackConfig) -> I
 
 
 def write_tasks(root: str | Path, tasks: Iterable[Task]) -> list[Path]:
-    """Write ``<root>/tasks/knapsack/knapsack-<index>.json`` for each task, and ``<root>/digests.json``; returns the
-    paths of the tasks.
+    """Write ``<root>/tasks/knapsack/knapsack-<index>.json`` for each task and return the paths.
 
-    A file that holds the same task already is left alone; one that is not as it was written is named on stderr and
-    written again. Raises FileExistsError, before anything is written, for a file that was written as another task.
+    A file that holds the same task already is left alone; a damaged one is named on stderr and written again. Raises
+    FileExistsError, before anything is written, for a file that holds another task.
     """
-    root, again = Path(root), "it is written again"
-    folder = root / "tasks" / "knapsack"
+    folder = Path(root) / "tasks" / "knapsack"
     texts = {folder / f"{task.task_id}.json": as_json(task.to_json()) for task in tasks}
     with writing(root):
-        try:
-            known = read_digests(root, again)
-            if not known and any(path.exists() for path in texts):
-                raise CorruptFileError(f"{root / DIGESTS} is missing; {again}")
-        except CorruptFileError as problem:
-            tell(problem)
-            known = {}
-        wanted = {path: digest(text) for path, text in texts.items()}
-        for path, now in wanted.items():
-            before = known.get(path.name) or (file_digest(path) if path.exists() else now)
-            if before != now:
+        there = {path for path in texts if path.exists()}
+        for path in sorted(there):
+            if path.read_bytes() != texts[path].encode():
                 raise FileExistsError(
-                    f"{path} holds another task (other seed or configuration, or a damaged file): "
+                    f"{path} holds another task (other seed or configuration): "
                     "choose another run folder, or delete this one's tasks to make them anew"
                 )
-        for path, text in texts.items():
-            if path.name in known:
-                try:
-                    check_digest(path, wanted[path], again)
-                except CorruptFileError as problem:
-                    tell(problem)
-                    write_text(path, text)
-            elif not path.exists():
-                write_text(path, text)
-        write_digests(root, known | {path.name: now for path, now in wanted.items()})
+        for path in texts.keys() - there:
+            keep(path, texts[path])
     return list(texts)
 
 
 def read_tasks(root: str | Path, count: int | None = None) -> list[Task]:
     """Read the tasks below ``root`` in the order of their names; ``count`` limits how many.
 
-    Raises FileNotFoundError when there are fewer than asked for, CorruptFileError for a file that is damaged or, if
-    ``<root>/digests.json`` lies there, not as it was written.
+    Raises FileNotFoundError when there are fewer than asked for, CorruptFileError for a file that is damaged.
     """
-    folder, remedy = Path(root) / "tasks" / "knapsack", "run notebook 01 again"
-    known = read_digests(root, remedy)
-    names = sorted(known.keys() | {path.name for path in folder.glob("knapsack-*.json")})
-    if not names or (count is not None and len(names) < count):
+    folder = Path(root) / "tasks" / "knapsack"
+    check(folder, "run notebook 01 again")
+    paths = sorted(folder.glob("knapsack-*.json"))
+    if not paths or (count is not None and len(paths) < count):
         raise FileNotFoundError(
-            f"{folder} holds {len(names)} tasks, {count if count is not None else 'some'} needed: run notebook 01 first"
+            f"{folder} holds {len(paths)} tasks, {count if count is not None else 'some'} needed: run notebook 01 first"
         )
-    tasks = []
-    for name in names[:count]:
-        if name in known:
-            check_digest(folder / name, known[name], remedy)
-        tasks.append(Task.from_json(read_json(folder / name, "make or download it anew"), str(folder / name)))
-    return tasks
+    return [Task.from_json(read_json(path, "make or download it anew"), str(path)) for path in paths[:count]]

@@ -1,13 +1,13 @@
 """Episodes as files in the published formats, written and read back.
 
 An episode is ``<folder>/knapsack/knapsack-<task_id>.trace.json`` and the result ``….json`` beside it, both in the
-published format and nothing more. What that cannot carry lies in ``<folder>/details/knapsack-<task_id>.json``, with
-the digests of the other two. It is written last: an episode counts once its details are there. Published traces of
-other programs, which have no details, can be read as well.
+published format and nothing more. What that cannot carry lies in ``<folder>/details/knapsack-<task_id>.json``. It is
+written last: an episode counts once its details are there. Published traces of other programs, which have no details,
+can be read as well.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +21,9 @@ from knapsack.runs import (
     CorruptFileError,
     Run,
     as_json,
-    check_digest,
-    digest,
+    discard,
+    keep,
     read_json,
-    read_sealed,
-    tell,
-    write_sealed,
-    write_text,
 )
 from knapsack.runtime import Observation
 
@@ -111,24 +107,19 @@ def details_path(path: str | Path) -> Path:
 
 
 def episode_done(folder: str | Path, task_id: str, made_with: str | None = None) -> bool:
-    """Whether the episode is there, whole, and (unless None) ``made_with`` what ``write_episode`` was told.
-
-    A file that is missing, cut or changed is named on stderr, and the episode counts as not done.
-    """
+    """Whether the episode is there, of this version, and (unless None) with the ``made_with`` it was written with."""
     path = trace_path(folder, task_id)
-    if not details_path(path).exists():
+    if not all(file.exists() for file in (path, result_path(path), details_path(path))):
         return False
-    try:
-        own = _verified(path, "the episode is played again")
-    except CorruptFileError as problem:
-        tell(problem)
-        return False
-    return made_with is None or own.get("made_with") == made_with
+    own = read_json(details_path(path), REMEDY)
+    return own.get("schema") == SCHEMA and made_with in (None, own.get("made_with"))
 
 
-def discard_episode(folder: str | Path, task_id: str) -> None:
-    """Make an episode count as not done."""
-    details_path(trace_path(folder, task_id)).unlink(missing_ok=True)
+def discard_episodes(folder: str | Path, task_ids: Collection[str]) -> None:
+    """Make episodes count as not done."""
+    paths = [details_path(trace_path(folder, task_id)) for task_id in task_ids]
+    if there := [path.name for path in paths if path.exists()]:
+        discard(paths[0].parent, there)
 
 
 def write_episode(
@@ -140,7 +131,6 @@ def write_episode(
     """
     scored = {"is_solved": episode.solved, "score": episode.score, "metrics": episode.metrics}
     ended = {"status": "completed", "error": None, "started_at": 0.0, "finished_at": float(seconds), "result": scored}
-    trace, result = as_json(_published_form(episode)), as_json(ended)
     own = {"schema": SCHEMA, "model": model, "runtime": episode.kind, "inspect_budget": episode.task.inspect_budget}
     own |= {"taken": episode.taken, "made_with": made_with}
     own["turns"] = [
@@ -148,10 +138,9 @@ def write_episode(
         for turn in episode.turns
     ]
     path = trace_path(folder, episode.task_id)
-    discard_episode(folder, episode.task_id)
-    write_text(path, trace)
-    write_text(result_path(path), result)
-    write_sealed(details_path(path), own | {"trace_sha256": digest(trace), "result_sha256": digest(result)})
+    keep(path, as_json(_published_form(episode)))
+    keep(result_path(path), as_json(ended))
+    keep(details_path(path), as_json(own))
 
 
 def _published_form(episode: Episode) -> dict:
@@ -188,24 +177,16 @@ def _event(kind: str, **data) -> dict:
     return {"type": kind, "data": data, "timestamp": NO_TIME}
 
 
-def _verified(path: Path, remedy: str) -> dict:
-    """The details of the trace file ``path``; CorruptFileError if one of the three files is not as written."""
-    own = read_sealed(details_path(path), remedy)
-    if own.get("schema") != SCHEMA:
-        raise CorruptFileError(f"{details_path(path)} has the schema {own.get('schema')}, not {SCHEMA}; {remedy}")
-    check_digest(path, own["trace_sha256"], remedy)
-    check_digest(result_path(path), own["result_sha256"], remedy)
-    return own
-
-
 def read_trace(path: str | Path) -> Trace:
-    """Read a trace, the result beside it, and the details if there are any: then all three must be as written.
+    """Read a trace, the result beside it, and the details if there are any.
 
     Raises CorruptFileError naming the file, what is wrong (in a published trace: the field) and the remedy.
     """
     path, own, remedy = Path(path), None, DOWNLOAD
     if details_path(path).exists():
-        own, remedy = _verified(path, REMEDY), REMEDY
+        own, remedy = read_json(details_path(path), REMEDY), REMEDY
+        if own.get("schema") != SCHEMA:
+            raise CorruptFileError(f"{details_path(path)} has the schema {own.get('schema')}, not {SCHEMA}; {remedy}")
     trace = read_json(path, remedy)
     if not result_path(path).exists():
         raise CorruptFileError(f"{result_path(path)} is missing beside its trace; {remedy}")

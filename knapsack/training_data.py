@@ -10,7 +10,7 @@ from pathlib import Path
 
 from knapsack import prompts
 from knapsack.agent import Episode
-from knapsack.runs import CorruptFileError, check_digest, digest, read_digests, tell, write_digests, write_text
+from knapsack.runs import CorruptFileError, check, keep, writing
 from knapsack.runtime import KINDS
 from knapsack.traces import Trace
 
@@ -67,31 +67,18 @@ def keep_pairs(
 
 
 def write_rows(path: str | Path, rows: Sequence[dict]) -> None:
-    """Write training rows, one JSON object a line, and their digest into ``digests.json`` beside them.
-
-    Rows that lie there already and are damaged are named on stderr.
-    """
-    path, remedy = Path(path), "it is written again"
-    try:
-        known = read_digests(path.parent, remedy)
-        if path.name in known:
-            check_digest(path, known[path.name], remedy)
-    except CorruptFileError as problem:
-        tell(problem)
-    text = "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows)
-    write_text(path, text)
-    write_digests(path.parent, {path.name: digest(text)})
+    """Write training rows, one JSON object a line; rows that lie there and are damaged are named on stderr."""
+    with writing(Path(path).parent):
+        keep(path, "".join(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_rows(path: str | Path) -> list[dict]:
     """Read training rows: an opening, then replies and observations.
 
-    Raises CorruptFileError naming the file, and the line if the rows have no digest beside them.
+    Raises CorruptFileError naming the file, and the line if the rows came from elsewhere.
     """
     path, remedy = Path(path), "run notebook 02 again"
-    known = read_digests(path.parent, remedy)
-    if path.name in known:
-        check_digest(path, known[path.name], remedy)
+    check(path, remedy)
     where, rows = str(path), []
     try:
         *lines, rest = path.read_text(encoding="utf-8").split("\n")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from knapsack import agent, traces
 from knapsack.agent import Episode, EpisodeSettings, Reply
-from knapsack.runs import write_sealed
+from knapsack.runs import as_json, keep
 from knapsack.runtime import interpreter_pool
 from knapsack.tasks import KnapsackConfig, Task, sample_split, sample_task
 
@@ -87,7 +87,7 @@ def write_run(folder: str | Path, n: int = 4, splits=("easy", "hard"), cells=CEL
                     spent = (done.prompt_tokens + 9 * done.completion_tokens) / 1000
                     traces.write_episode(cell, done, model, spent)
                 settings = {"task_ids": [task.task_id for task in tasks], "max_tool_calls": 25}
-                write_sealed(cell / "settings.json", settings)
+                keep(cell / "settings.json", as_json(settings))
     return Path(folder)
 
 

@@ -22,11 +22,12 @@ from knapsack.evaluate import EvaluationError, Settings, evaluate
 from knapsack.runs import (
     CorruptFileError,
     FolderInUseError,
+    as_json,
     content_digest,
     file_digest,
+    keep,
     open_run,
     read_json,
-    write_sealed,
     write_text,
     writing,
 )
@@ -196,7 +197,7 @@ def test_a_damaged_adapter_is_not_played(evaluated, tmp_path):
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         write_text(adapter / name, "a file of an adapter")
     digests = {path.name: file_digest(path) for path in adapter.iterdir()}
-    write_sealed(run.training("persistent") / "training.json", {"adapter": digests})
+    keep_together(run.adapter("persistent"))
     for path in [*adapter.iterdir(), run.training("persistent") / "training.json"]:
         content = path.read_bytes()
         damage(path, "bit flipped")

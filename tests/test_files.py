@@ -1,7 +1,10 @@
 """Files are whole or absent, and reading says what is wrong with a damaged one."""
 
+import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr
+from io import StringIO
 
 import pytest
 from damage import HOW, damage
@@ -10,17 +13,18 @@ from hypothesis import strategies as st
 from places import CHECKOUT
 
 from knapsack.runs import (
+    SUMS,
     CorruptFileError,
     FolderInUseError,
-    check_digest,
+    as_json,
+    check,
     digest,
-    read_digests,
+    keep,
+    keep_together,
+    kept,
     read_json,
-    read_sealed,
-    write_digests,
     write_folder,
     write_json,
-    write_sealed,
     write_text,
     writing,
 )
@@ -96,26 +100,72 @@ def test_text_that_cannot_be_encoded_leaves_the_old_content(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-@given(value=st.dictionaries(TEXT.filter(lambda key: key != "sha256"), VALUES, max_size=5), data=st.data())
+@given(how=st.sampled_from([*HOW, "missing"]), seed=st.integers(0, 2**32))
 @settings(max_examples=25, deadline=None)
-def test_a_sealed_file_is_read_whole_or_named(file, value, data):
-    write_sealed(file, value)
-    assert read_sealed(file, "do it") == value
-    damage(file, data.draw(st.sampled_from([*HOW, "missing"])), data.draw(st.integers(0, 2**32)))
-    with pytest.raises(CorruptFileError, match=r"value\.json.*do it"):
-        read_sealed(file, "do it")
+def test_any_damage_to_a_kept_file_is_named_and_the_next_writer_makes_it_again(file, how, seed):
+    folder = file.parent / "kept"
+    keep(folder / "a.json", as_json({"a": [1.5, None, "é"]}))
+    keep(folder / "b.json", "{}\n")
+    check(folder, "do it")
+    damage(folder / "a.json", how, seed)
+    for path in (folder, folder / "a.json"):
+        with pytest.raises(CorruptFileError, match=r"a\.json is (missing|not as it was written); do it"):
+            check(path, "do it")
+    check(folder / "b.json", "do it")
+    with redirect_stderr(StringIO()) as told, writing(folder):
+        assert not (folder / "a.json").exists() and (folder / "b.json").exists()
+        keep(folder / "a.json", "{}\n")
+    assert told.getvalue().startswith(f"damaged: {folder / 'a.json'} is ") and told.getvalue().count("\n") == 1
+    check(folder, "do it")
 
 
 @pytest.mark.long
-def test_every_single_bit_of_a_sealed_file_counts(file):
-    write_sealed(file, {"a": [1.5, 1e-7, True, None, "\t\x1b é"], "b": {"c": -2}})
+def test_every_single_bit_of_a_kept_file_counts(file):
+    keep(file, as_json({"a": [1.5, 1e-7, True, None, "\t\x1b é"], "b": {"c": -2}}))
     whole = file.read_bytes()
     for place in range(8 * len(whole)):
         changed = bytearray(whole)
         changed[place // 8] ^= 1 << place % 8
         file.write_bytes(changed)
         with pytest.raises(CorruptFileError, match="do it"):
-            read_sealed(file, "do it")
+            check(file, "do it")
+
+
+def test_files_that_belong_together_go_together(tmp_path, capsys):
+    for name in ("config.json", "below/weights"):
+        write_text(tmp_path / "adapter" / name, name)
+    keep_together(tmp_path / "adapter")
+    keep(tmp_path / "training.json", "{}")
+    (tmp_path / "adapter" / "below" / "weights").write_text("other")
+    with writing(tmp_path):
+        assert not (tmp_path / "adapter").exists() and (tmp_path / "training.json").exists()
+    assert "weights is not as it was written" in capsys.readouterr().err
+
+
+def test_a_note_that_a_crash_cut_short_does_not_count_and_spoils_no_later_one(tmp_path):
+    keep(tmp_path / "a", "1")
+    with open(tmp_path / SUMS, "a") as notes:
+        notes.write(f"{digest('2')[:40]}")
+    check(tmp_path, "do it")
+    keep(tmp_path / "a", "3")
+    check(tmp_path, "do it")
+    assert kept(tmp_path) == {"a": digest("3")}
+
+
+def test_files_from_elsewhere_are_not_asked(tmp_path):
+    write_text(tmp_path / "downloaded" / "a.json", "{}")
+    keep(tmp_path / "downloaded" / "b.json", "{}")
+    (tmp_path / "downloaded" / "a.json").write_text("other")
+    check(tmp_path, "do it")
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")
+def test_the_notes_are_what_sha256sum_reads(tmp_path):
+    keep(tmp_path / "a", "ä")
+    write_text(tmp_path / "together" / "b", "1")
+    keep_together(tmp_path / "together")
+    for folder in (tmp_path, tmp_path / "together"):
+        subprocess.run(["sha256sum", "--check", "--strict", "--quiet", SUMS], cwd=folder, check=True)
 
 
 def test_a_second_writer_is_refused_and_a_later_one_is_not(tmp_path):
@@ -145,20 +195,6 @@ def test_a_killed_writer_is_waited_for_and_its_temporary_files_go(tmp_path):
         with writing(tmp_path, patience=30):
             assert [path.name for path in (tmp_path / "cell").iterdir()] == ["a.json"]
     assert process.returncode == -9
-
-
-def test_digests_tell_which_file_changed(tmp_path):
-    write_text(tmp_path / "a", "ä")
-    write_digests(tmp_path, {"a": digest("ä")})
-    known = read_digests(tmp_path, "do it")
-    check_digest(tmp_path / "a", known["a"], "do it")
-    (tmp_path / "a").write_text("o")
-    with pytest.raises(CorruptFileError, match="a is not as it was written; do it"):
-        check_digest(tmp_path / "a", known["a"], "do it")
-    (tmp_path / "a").unlink()
-    with pytest.raises(CorruptFileError, match="a is missing; do it"):
-        check_digest(tmp_path / "a", known["a"], "do it")
-    assert read_digests(tmp_path / "elsewhere", "do it") == {}
 
 
 def test_a_folder_holds_exactly_what_was_written(tmp_path):

@@ -161,8 +161,8 @@ def test_a_finished_training_is_not_repeated_and_another_is_refused(base, traine
     damage(folder / "adapter" / "adapter_model.safetensors", "truncated")
     with pytest.raises(ValueError, match=refused[0][-1]):
         ft.finetune(other, ROWS, str(base), folder)
-    record = runs.read_sealed(folder / "training.json", "")
-    runs.write_sealed(folder / "training.json", record | {"report": record["report"] | {"karma": 1}})
+    record = runs.read_json(folder / "training.json", "")
+    runs.keep(folder / "training.json", runs.as_json(record | {"report": record["report"] | {"karma": 1}}))
     with pytest.raises(ValueError, match=r"training.json is of another version .*karma.*; run again with --fresh"):
         ft.finetune(RECIPE, ROWS, str(base), folder)
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from knapsack.analysis.behaviour import PARTS, play_again, recoveries, reply_parts, turn_errors
 from knapsack.analysis.causes import failure
 from knapsack.analysis.metrics import completed, write_csv
-from knapsack.runs import Run, read_json, read_sealed
+from knapsack.runs import Run, read_json
 from knapsack.runtime import KINDS, MAX_TOOL_CALLS, interpreter_pool
 from knapsack.tasks import Task
 from knapsack.traces import Cell, read_trace, trace_path
@@ -83,7 +83,7 @@ def write_conduct(run: Run, conduct: Conduct) -> None:
 def _cap(cell: Path) -> int:
     """Tool calls a turn could make: as recorded, or for downloaded traces the paper's 25."""
     path = cell / "settings.json"
-    return read_sealed(path, "run notebook 04 again")["max_tool_calls"] if path.exists() else MAX_TOOL_CALLS
+    return read_json(path, "run notebook 04 again")["max_tool_calls"] if path.exists() else MAX_TOOL_CALLS
 
 
 def _task(folder: Path, split: str, task_id: str) -> Task | None:

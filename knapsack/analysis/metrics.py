@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from knapsack.analysis.statistics import mean_interval
 from knapsack.names import block_names
-from knapsack.runs import CorruptFileError, Run, project_folder, read_json, read_sealed, write_text
+from knapsack.runs import CorruptFileError, Run, project_folder, read_json, write_text
 from knapsack.runtime import RUNTIME_KINDS
 from knapsack.tasks import Task
 from knapsack.traces import Cell, Trace, details_path, read_trace, result_path, task_id_of, trace_path
@@ -105,7 +105,7 @@ def read_cells(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         ours = (cell / "settings.json").exists() or (cell / "details").is_dir()
         if ours:
             known |= {task_id_of(path) for path in cell.glob("details/*.json")}
-            settings = read_sealed(cell / "settings.json", "run notebook 04 again: it writes the file again")
+            settings = read_json(cell / "settings.json", "run notebook 04 again: it writes the file again")
             known |= set(settings.get("task_ids", ()))
         found += [(key, ours, trace_path(cell, task_id)) for task_id in sorted(known)]
     episodes, turns = [], []

@@ -17,7 +17,7 @@ from knapsack.analysis.figures.seeds import seeds
 from knapsack.analysis.figures.style import Drawing, NothingToShow
 from knapsack.analysis.metrics import EPISODE_COLUMNS, NUMBERS, cell_name
 from knapsack.analysis.tables import Table, listed, save
-from knapsack.runs import CorruptFileError, Run, as_json, project_folder, read_json, read_sealed
+from knapsack.runs import CorruptFileError, Run, as_json, project_folder, read_json
 from knapsack.runtime import KINDS
 
 STEPS = {"01_generate": "tasks", "02_traces": "traces", "03_finetune": "training", "04_evaluate": "sampling"}
@@ -258,7 +258,7 @@ def _manifest(path: Path) -> dict[str, dict]:
     if not file.exists():
         return {}
     plain = read_json(file, remedy)  # early commits wrote no digest
-    return read_sealed(file, remedy) if "sha256" in plain else plain
+    return read_json(file, remedy) if "sha256" in plain else plain
 
 
 def _settings(manifest: dict[str, dict]) -> dict[str, dict]:

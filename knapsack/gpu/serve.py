@@ -21,9 +21,8 @@ from pathlib import Path
 
 import yaml
 
-from knapsack.finetune import check_adapter
 from knapsack.preflight.sizes import local_folder
-from knapsack.runs import Run, open_run, project_folder, read_json, write_text
+from knapsack.runs import Run, check, open_run, project_folder, read_json, write_text
 from knapsack.runtime import KINDS
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # all that vLLM has for --max-lora-rank
@@ -54,7 +53,7 @@ def serve_command(
         config = run.adapter(kind) / "adapter_config.json"
         if not config.exists():
             raise FileNotFoundError(f"there is no adapter in {config.parent}: run notebook 03 to its end first")
-        check_adapter(run.training(kind))
+        check(run.adapter(kind), "run notebook 03 again")
         ranks.append(read_json(config)["r"])
     if max(ranks) > RANKS[-1]:
         raise ValueError(f"the adapters have rank {max(ranks)}: vLLM serves no more than {RANKS[-1]}")

@@ -10,7 +10,7 @@ from knapsack import agent, traces
 from knapsack.agent import EpisodeSettings
 from knapsack.analysis import metrics
 from knapsack.analysis.card import VERDICTS, first_uses, model_card, outcome, verdict
-from knapsack.runs import Run, write_sealed
+from knapsack.runs import Run, as_json, keep
 from knapsack.runtime import KINDS, interpreter_pool
 from knapsack.tasks import sample_split
 from knapsack.teacher import RuleTeacher
@@ -67,7 +67,7 @@ def card_of(folder, kinds, reply, max_turns: int = 5, n: int = 5) -> str:
                 done = agent.run_alone(play, reply(kind, task, number))
                 traces.write_episode(folder / f"mine_{kind}_easy", done, "mine")
             ids = [task.task_id for task in played]
-            write_sealed(folder / f"mine_{kind}_easy" / "settings.json", {"task_ids": ids})
+            keep(folder / f"mine_{kind}_easy" / "settings.json", as_json({"task_ids": ids}))
     return model_card(*metrics.read_cells(folder), "mine", 100)
 
 

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from knapsack.analysis import estimates, metrics, several_runs
 from knapsack.analysis.figures import style
 from knapsack.analysis.figures.seeds import seeds
-from knapsack.runs import CorruptFileError, Run, write_json, write_sealed
+from knapsack.runs import CorruptFileError, Run, as_json, keep, write_json
 
 TRAINED = [(model, runtime) for model in ("persistent", "stateless") for runtime in ("persistent", "stateless")]
 CELLS = [("base", "persistent"), *TRAINED, ("teacher", "persistent")]
@@ -49,7 +49,7 @@ def write_run(folder, seeds=(0, 0, 0, 0), commit="a" * 40, steps=None, **changed
         parameters = settings | own | {"seed": seed, "run_folder": str(folder), "processes": 1 + seed}
         if step in (steps or SETTINGS):
             manifest[step] = {"parameters": parameters, "commit": commit, "dirty": False}
-    write_sealed(Run(folder).manifest, manifest)
+    keep(Run(folder).manifest, as_json(manifest))
     return folder
 
 

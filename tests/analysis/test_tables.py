@@ -8,7 +8,7 @@ import scripted
 
 from knapsack import traces, training_data
 from knapsack.analysis import metrics, tables
-from knapsack.runs import Run, write_sealed
+from knapsack.runs import Run, as_json, keep
 from knapsack.runtime import KINDS
 from knapsack.tasks import sample_split
 
@@ -186,7 +186,7 @@ def trained(tmp_path_factory):
     kept, _ = training_data.keep_pairs(*sides.values())
     for kind, side in zip(KINDS, zip(*kept[:3], strict=True), strict=True):
         training_data.write_rows(run.training(kind) / "traces.jsonl", [training_data.training_row(e) for e in side])
-    write_sealed(run.manifest, {"02_traces": {"parameters": {"base": "nano", "max_tokens": 4096}}})
+    keep(run.manifest, as_json({"02_traces": {"parameters": {"base": "nano", "max_tokens": 4096}}}))
     return run, kept
 
 
@@ -222,5 +222,5 @@ def test_without_training_rows_there_is_no_table_one(tmp_path):
 
 def test_the_tokenizer_is_that_of_the_run_or_none(tmp_path, trained):
     assert tables.run_tokenizer(trained[0])("x") and tables.run_tokenizer(Run(tmp_path)) is None
-    write_sealed(tmp_path / "manifest.json", {"04_evaluate": {"parameters": {"base": str(tmp_path / "nowhere")}}})
+    keep(tmp_path / "manifest.json", as_json({"04_evaluate": {"parameters": {"base": str(tmp_path / "nowhere")}}}))
     assert tables.run_tokenizer(Run(tmp_path)) is None
