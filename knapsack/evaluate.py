@@ -142,7 +142,7 @@ def evaluate(
     if adapters:
         from knapsack.models import find_adapter
 
-        for model, folder in adapters.items():
+        for folder in adapters.values():
             find_adapter(folder)
             check(folder, "run notebook 03 again")
     base_digest = content_digest(find_base(settings.base)) if players - asked.keys() else None

@@ -22,10 +22,8 @@ from knapsack.evaluate import EvaluationError, Settings, evaluate
 from knapsack.runs import (
     CorruptFileError,
     FolderInUseError,
-    as_json,
     content_digest,
-    file_digest,
-    keep,
+    keep_together,
     open_run,
     read_json,
     write_text,
@@ -184,7 +182,7 @@ def test_lost_settings_do_not_mix_episodes_of_two_kinds(evaluated, tmp_path, cap
     monkeypatch.setattr("knapsack.evaluate._play_all", lambda jobs, *_: opened.extend(jobs[0].tasks))
     (cells[0].folder(run) / "settings.json").unlink()
     evaluate(run, cells, COUNTS, settings)
-    assert not opened and "settings.json is missing; it is written again" in capsys.readouterr().err
+    assert not opened and "settings.json is missing; it is made again" in capsys.readouterr().err
     (cells[0].folder(run) / "settings.json").unlink()
     evaluate(run, cells, COUNTS, replace(settings, temperature=0.5))
     assert opened == read_tasks(run.tasks("easy"))
@@ -196,9 +194,8 @@ def test_a_damaged_adapter_is_not_played(evaluated, tmp_path):
     adapter = run.adapter("persistent")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         write_text(adapter / name, "a file of an adapter")
-    digests = {path.name: file_digest(path) for path in adapter.iterdir()}
-    keep_together(run.adapter("persistent"))
-    for path in [*adapter.iterdir(), run.training("persistent") / "training.json"]:
+    keep_together(adapter)
+    for path in sorted(adapter.glob("adapter_*")):
         content = path.read_bytes()
         damage(path, "bit flipped")
         with pytest.raises(CorruptFileError, match=f"{path.name} .*; run notebook 03 again"):

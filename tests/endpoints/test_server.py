@@ -20,7 +20,7 @@ from knapsack.endpoints.endpoint import Endpoint, EndpointError, check_server
 from knapsack.evaluate import Settings, evaluate
 from knapsack.finetune import Recipe, finetune
 from knapsack.gpu import serve
-from knapsack.runs import as_json, file_digest, find_base, keep, open_run, write_json, write_text
+from knapsack.runs import find_base, keep_together, open_run, write_json, write_text
 from knapsack.runtime import KINDS, interpreter_pool
 from knapsack.tasks import read_tasks, sample_split, sample_task, write_tasks
 from knapsack.traces import Cell
@@ -140,8 +140,7 @@ def finished(tmp_path):
     for kind in KINDS:
         write_json(run.adapter(kind) / "adapter_config.json", {"r": 64})
         write_text(run.adapter(kind) / "chat_template.jinja", "{{ messages }}")
-        digests = {path.name: file_digest(path) for path in run.adapter(kind).iterdir()}
-        keep(run.training(kind) / "training.json", as_json({"adapter": digests}))
+        keep_together(run.adapter(kind))
     run.record("run_notebooks", {"profile": "paper", "set": [], "first": 1, "last": 3})
     run.record("03_finetune", {"base": "nano"})
     return run
