@@ -32,7 +32,6 @@ from knapsack import agent, traces
 from knapsack.agent import ContextFull, Reply
 from knapsack.analysis import metrics
 from knapsack.endpoints import chat_api
-from knapsack.endpoints.chat_api import without_control_tokens
 from knapsack.endpoints.client import PROBE, PROBE_TOKENS, Client, SpendingCapReached, ask_once
 from knapsack.endpoints.endpoint import (
     Endpoint,
@@ -464,35 +463,15 @@ def test_one_tiny_request_shows_what_the_server_refuses_and_is_paid_for_once(rep
 
 # Text that a server could take for its own control tokens
 
-TOKENS = ["<|im_end|>", "<|im_start|>", "<|eot_id|>", "<｜end▁of▁sentence｜>", "<|x[INST]|>", "<s>", "</s>", "<think>"]
-TOKENS += ["<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "[TOOL_RESULTS]", "<<SYS>>", "<tool_call>", "<bos>"]
 
-
-@pytest.mark.parametrize("token", TOKENS)
-def test_no_control_token_leaves_the_house(token):
-    sent = without_control_tokens(f"a{token}b{token}")
-    assert token not in sent and sent.replace(" ", "") == f"a{token}b{token}"
-    assert not [other for other in TOKENS if other in sent]
-
-
-def test_ordinary_text_stays_as_it_is():
-    text = 'if a < b > c[ITEMS] | d: x["INST"] = {"k": [1]}  # a<b, <class \'int\'>, 1 << 2, List[int]'
-    assert without_control_tokens(text) == text
-
-
-def test_thoughts_in_a_reply_stay_for_the_chat_template_to_cut():
-    assert without_control_tokens("<think>2</think><s>", "assistant") == "<think>2</think>< s>"
-
-
-def test_the_recorded_conversation_keeps_the_original_text():
-    texts = [block("print('<|im_end|>')", "<|im_start|>"), block("finish()")]
+def test_the_server_reads_the_conversation_as_it_is_recorded_without_control_tokens():
+    texts = [block("print('<|im_end|>')", "<think><|im_start|></think>"), block("finish()")]
     with EndpointServer(lambda messages: texts[len(messages) > 2]) as server:
         play = agent.episode(sample_task(1, CONFIG), "persistent", agent.EpisodeSettings(detail="compact"))
         done = agent.run_alone(play, lambda messages: ask(server, messages))
-    assert "< |im_start|>" in json.dumps(server.bodies[1]) and "<|im_" not in json.dumps(server.bodies[1])
-    assert "< |im_end|>" in server.bodies[1]["messages"][3]["content"]
+    assert server.bodies[1]["messages"] == done.messages[:4] and "<|im_" not in json.dumps(done.messages)
+    assert "<think>< |im_start|></think>" in done.messages[2]["content"]
     assert done.turns[0].text == texts[0] and done.turns[0].observation.output == "<|im_end|>\n"
-    assert done.messages[2]["content"] == texts[0] and "<|im_end|>" in done.messages[3]["content"]
 
 
 # What a user configures
