@@ -212,7 +212,7 @@ def children(process: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
 def test_interruption_stops_the_workers(tmp_path, how):
     run, settings = prepare(tmp_path)
     long = replace(settings, context_length=2048, max_new_tokens=2000)
