@@ -708,6 +708,7 @@ def test_an_interpreter_killed_from_outside_stops_the_run_and_is_not_scored(tmp_
     assert len(list(run.folder.glob("evaluations/*/knapsack/*.trace.json"))) == 1
 
 
+@pytest.mark.long
 def test_the_runner_says_what_failed_and_where_and_the_same_command_resumes(tmp_path, checkout):
     carried = RUNTIME_KINDS[2:]  # in which the teacher does not play, so that no model is loaded
     run, _ = prepare(tmp_path, 2)
