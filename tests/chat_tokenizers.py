@@ -30,15 +30,26 @@ def hybrid_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-def llama_3_tokenizer() -> PreTrainedTokenizerFast:
+def joining_tokenizer() -> PreTrainedTokenizerFast:
+    """ChatML, with merges that would join the ends of neighbouring texts if they could."""
+    extra = [("ab", "Ċ"), ("Ċ", "Ċ"), ("Ċ", "a"), (">", "Ċ"), ("Ġ", "a"), ("Ċ", "Ġ")]
+    vocabulary, merges = byte_level(extra)
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([*TEMPLATES["chatml"].controls, "<|endoftext|>"])
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>")
+
+
+def llama_3_tokenizer(special: Sequence[str] = LLAMA_3) -> PreTrainedTokenizerFast:
     """Byte-level, and unless told otherwise it begins a text with <|begin_of_text|>."""
     vocabulary, merges = byte_level([("Ċ", "Ċ"), ("Ġ", "a")])
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     lines = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
     core.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.ByteLevel(False, use_regex=False)])
     core.decoder = decoders.ByteLevel()
-    core.add_special_tokens(LLAMA_3)
-    begin = LLAMA_3[0]
+    core.add_special_tokens(list(special))
+    begin = special[0]
     special = [(begin, core.token_to_id(begin))]
     core.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=special)
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token=begin, eos_token="<|end_of_text|>")
@@ -60,6 +71,7 @@ def mistral_tokenizer(legacy: bool = False, merges: Sequence[tuple[str, str]] = 
 
 TOKENIZERS = {
     "chatml": tiny_tokenizer(),
+    "chatml, joining": joining_tokenizer(),
     "qwen3": hybrid_tokenizer(),
     "llama-3": llama_3_tokenizer(),
     "mistral": mistral_tokenizer(),

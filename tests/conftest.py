@@ -34,8 +34,9 @@ def pytest_collection_modifyitems(items):
     def together(item) -> str | None:
         if "smallest_report" in item.fixturenames:
             return "report"
-        shared = any(fixture[-1].scope != "function" for fixture in item._fixtureinfo.name2fixturedefs.values())
-        return item.path.stem if shared else None
+        fixtures = [found[-1] for found in item._fixtureinfo.name2fixturedefs.values()]
+        own = any(fixture.scope != "function" and fixture.baseid for fixture in fixtures)  # "" is that of a plugin's
+        return item.path.stem if own else None
 
     items.sort(key=lambda item: together(item) != "report")
     for item in items:

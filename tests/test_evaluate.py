@@ -224,7 +224,7 @@ def test_what_is_missing_is_named_before_anything_runs(tmp_path):
     assert not (run.folder / "evaluations").exists()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
 def test_interruption_stops_the_workers(tmp_path, how):
     run, settings = prepare(tmp_path)
     long = replace(settings, context_length=2048, max_new_tokens=2000)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import nbformat
+import pytest
 from endpoint_server import EndpointServer
 
 from knapsack import traces
@@ -50,6 +51,7 @@ def shown(folder, step: str) -> str:
     return "\n".join(str(output.get("data", {}).get("text/markdown", output.get("text", ""))) for output in outputs)
 
 
+@pytest.mark.long
 def test_a_chat_model_writes_the_training_traces(tmp_path, checkout):
     counts = {"n_train": 6, "n_easy": 1, "n_hard": 1}
     run_notebook(checkout, tmp_path / "run", 1, **counts)

@@ -1,11 +1,15 @@
 """Models behind an endpoint: what is the model's doing, what is the server's, and that only the former is scored."""
 
+import csv
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 
@@ -33,7 +37,7 @@ from knapsack.endpoints.endpoint import Endpoint, EndpointError
 from knapsack.endpoints.replies import Replies
 from knapsack.evaluate import EvaluationError, Settings, evaluate
 from knapsack.runs import open_run, read_json
-from knapsack.runtime import KINDS
+from knapsack.runtime import KINDS, RUNTIME_KINDS
 from knapsack.tasks import sample_split, write_tasks
 from knapsack.traces import Cell
 
@@ -493,3 +497,33 @@ def test_an_interpreter_killed_from_outside_stops_the_run_and_is_not_scored(tmp_
             play(run, server, CELLS[1:], 1, settings)
         killer.join()
         assert not list(run.folder.glob("evaluations/*/knapsack/*.json"))
+
+
+@pytest.mark.long
+def test_the_runner_says_what_failed_and_where_and_the_same_command_resumes(tmp_path, checkout):
+    carried = RUNTIME_KINDS[2:]  # in which the teacher does not play, so that no model is loaded
+    run, _ = prepare(tmp_path, 2)
+    with EndpointServer(policy) as server:
+        entry = {"served": {"endpoint": server.url, "model": "m", "key": "SERVED_KEY"}}
+        command = [sys.executable, checkout / "run_notebooks.py", "--only", "4", "--out", run.folder]
+        values = {"models": json.dumps(entry), "splits": "easy", "n_easy": 2}
+        values |= {"runtimes": ",".join(carried), "max_turns": 6, "slots": 1, "processes": 1}
+        for name, value in values.items():
+            command += ["-p", f"{name}={value}"]
+        options = {"capture_output": True, "text": True, "env": os.environ | {"SERVED_KEY": "sk-very-secret"}}
+        server.fault_for = lambda number, body: error(401) if number > 1 + 4 else None
+        failed = subprocess.run(command, **options)
+        assert failed.returncode == 1 and "failed" in failed.stdout
+        where = rf"served_[\w-]+_easy/knapsack-\d+: EndpointError: turn \d, {server.url} \(model m\): HTTP 401"
+        assert re.search(f"04_evaluate failed .*{where}", failed.stderr), failed.stderr
+        assert len(list(run.folder.glob("evaluations/served_*/details/*.json"))) == 1
+        server.requests.clear()
+        server.fault_for = None
+        done = subprocess.run(command, **options)
+        assert done.returncode == 0, done.stderr
+    assert len(server.requests) == 4  # of the other task; no cap was hit, so both kinds hold the same conversations
+    with open(run.results / "episodes.csv", newline="") as handle:
+        played = Counter((row["model"], row["runtime"], row["status"]) for row in csv.DictReader(handle))
+    assert played == {("served", kind, "completed"): 2 for kind in carried}
+    written = [path.read_text(errors="replace") for path in run.folder.rglob("*") if path.is_file()]
+    assert not [text for text in [*written, failed.stderr, done.stdout] if "sk-very-secret" in text]

@@ -92,6 +92,7 @@ def served(run, server):
     return {cell: [traces.read_trace(traces.trace_path(cell.folder(run), name)) for name in ids] for cell in CELLS}
 
 
+@pytest.mark.long
 def test_an_evaluation_through_a_real_server_completes_every_episode(served):
     assert [episode.status for cell in CELLS for episode in served[cell]] == ["completed"] * TASKS * len(CELLS)
     home, away = (served[cell] for cell in TRAINED)
@@ -99,6 +100,7 @@ def test_an_evaluation_through_a_real_server_completes_every_episode(served):
     assert all(episode.turns[1].observation.missing_binding for episode in away)
 
 
+@pytest.mark.long
 def test_the_server_counts_the_tokens_that_we_render(served):
     tokenizer = models.load_tokenizer("nano")
     for cell, episode in [(cell, episode) for cell, episodes in served.items() for episode in episodes]:
@@ -111,6 +113,7 @@ def test_the_server_counts_the_tokens_that_we_render(served):
                 assert turn.completion_tokens == learned[1] - learned[0]
 
 
+@pytest.mark.long
 def test_a_model_says_the_same_in_process_and_through_the_server(run, served):
     """Greedily and in float32: in bfloat16 the two round in other places, and a few replies differ by it."""
     names = ("temperature", "max_new_tokens", "context_length", "seed", "slots")
