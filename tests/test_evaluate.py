@@ -91,7 +91,7 @@ def test_resumed_run_ends_like_an_uninterrupted_one(evaluated):
     lost = traces.trace_path(folder, "knapsack-0000000001")
     kept = traces.trace_path(folder, "knapsack-0000000000")
     stamp = kept.stat().st_mtime_ns
-    traces.discard_episode(folder, "knapsack-0000000001")  # as after a stop before its last file
+    traces.discard_episodes(folder, ["knapsack-0000000001"])  # as after a stop before its last file
     traces.result_path(lost).write_text("{")
     evaluate(run, CELLS, COUNTS, settings, processes=1, device="cpu", progress=False)
     assert contents(run) == before

@@ -132,7 +132,7 @@ def test_damage_to_a_published_trace_names_file_field_and_remedy(whole, tmp_path
 def test_a_published_name_error_is_told_from_a_missing_binding(tmp_path, lost):
     traces.write_episode(tmp_path / "base_stateless_easy", lost, "base")
     path = traces.trace_path(tmp_path / "base_stateless_easy", lost.task.task_id)
-    traces.discard_episode(tmp_path / "base_stateless_easy", lost.task.task_id)  # as another program's
+    traces.discard_episodes(tmp_path / "base_stateless_easy", [lost.task.task_id])  # as another program's
     trace = read_json(path)
     trace["events"] = [event for event in trace["events"] if event["type"] != "UserObservationEvent"]
     steps = [event["data"] for event in trace["events"] if event["type"] == "StepEvent"]
