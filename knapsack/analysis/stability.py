@@ -144,7 +144,7 @@ def reuse_table(
     """How state is carried, a row per cell: REUSE_COLUMNS.
 
     ``code``: mean code of an episode, in ``conduct.unit``; ``redundancy``: share of it that restates or repeats what an
-    earlier turn printed or wrote (``behaviour``); ``restated``: share that writes down known state again. Of the
+    earlier turn printed or wrote (``conduct``); ``restated``: share that writes down known state again. Of the
     ``later_turns`` (code that parses, after a turn that bound names): ``names``, how many names of earlier turns a turn
     reads before binding them; ``leaning``, the share of them that read any. 95 % intervals from resampled episodes.
     """

@@ -17,8 +17,7 @@ from PIL import Image
 from scipy import stats
 
 from knapsack.analysis import figures, metrics
-from knapsack.analysis.behaviour import ERRORS, PARTS
-from knapsack.analysis.conduct import Conduct, read_conduct
+from knapsack.analysis.conduct import ERRORS, PARTS, Conduct, read_conduct
 from knapsack.analysis.figures import conduct_figures, idea, quality, style
 from knapsack.analysis.figures.style import CELL, NothingToShow
 from knapsack.runs import Run, write_text

@@ -7,8 +7,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from knapsack.analysis.behaviour import ERRORS, PARTS, redundancy
-from knapsack.analysis.conduct import Conduct
+from knapsack.analysis.conduct import ERRORS, PARTS, Conduct, redundancy
 from knapsack.analysis.figures.style import (
     CELL,
     GREY,
