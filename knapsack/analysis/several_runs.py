@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from knapsack.analysis import estimates
-from knapsack.analysis.figures.seeds import seeds
+from knapsack.analysis.figures.quality import seeds
 from knapsack.analysis.figures.style import Drawing, NothingToShow
 from knapsack.analysis.metrics import EPISODE_COLUMNS, NUMBERS, cell_name
 from knapsack.analysis.tables import Table, listed, save
