@@ -37,9 +37,9 @@ from tqdm import tqdm
 
 from knapsack.agent import FENCE, Episode, Turn
 from knapsack.analysis.causes import failure
-from knapsack.analysis.metrics import completed, write_csv
+from knapsack.analysis.metrics import CELL, call_caps, completed, find_task, write_csv
 from knapsack.environment import KnapsackEnvironment
-from knapsack.runs import Run, read_json, read_sealed
+from knapsack.runs import Run
 from knapsack.runtime import KINDS, MAX_TOOL_CALLS, Runtime, interpreter_pool
 from knapsack.sandbox import InterpreterPool
 from knapsack.tasks import Task
@@ -51,7 +51,7 @@ PARTS = ("reasoning", "restated", "repeated", "new", "malformed")
 # stand so in 2,000 words of its other modules.
 RUN = 4
 ERRORS = ("none", "missing binding", "other NameError", "cap hit", "tool error", "other code error", "malformed reply")
-KEY = ["model", "runtime", "split", "task_id"]
+KEY = [*CELL, "task_id"]
 TURN_COLUMNS = [*KEY, "turn", "error", *PARTS]
 RECOVERY_COLUMNS = [*KEY, "turn", "turns", "tokens", "recovered"]
 FAILURE_COLUMNS = [*KEY, "score", "teacher_score", "cause", "turn", "turns"]
@@ -246,10 +246,10 @@ class Conduct:
 def read_conduct(folder: str | Path, episodes: pd.DataFrame, tokenizer=None) -> Conduct:
     """Conduct of the completed ``episodes`` (``metrics.read_cells``), whose traces lie below ``folder``.
 
-    Tasks are looked for in ``<split>/tasks/knapsack/`` below ``folder``, its ``tasks/`` and the ``tasks/`` beside it.
-    With a ``tokenizer`` the content of replies is counted in its tokens. Raises CorruptFileError for a damaged file.
+    ``metrics.find_task`` says where tasks are looked for. With a ``tokenizer`` the content of replies is counted in its
+    tokens. Raises CorruptFileError for a damaged file.
     """
-    folder, done = Path(folder), completed(episodes)
+    folder, done, caps = Path(folder), completed(episodes), call_caps(folder, episodes)
     turns, recovered, failures = [], [], []
     teacher = done[done["model"] == "teacher"].set_index(["runtime", "split", "task_id"])["score"].to_dict()
     with interpreter_pool(1) as pool:
@@ -260,8 +260,8 @@ def read_conduct(folder: str | Path, episodes: pd.DataFrame, tokenizer=None) -> 
             errors = [turn_error(turn) for turn in trace.turns]
             for turn, (error, parts) in enumerate(zip(errors, reply_parts(trace, tokenizer), strict=True)):
                 turns.append(key | {"turn": turn, "error": error} | parts)
-            task = _task(folder, row["split"], row["task_id"])
-            steps = play_again(task, trace, _cap(cell), pool) if task else None
+            task = find_task(folder, row["split"], trace)
+            steps = play_again(task, trace, caps[tuple(row[name] for name in CELL)], pool) if task else None
             if steps is not None:
                 recovered += [key | recovery for recovery in recoveries(trace, steps)]
             runtime = row["runtime"] if row["runtime"] in KINDS else "stateless"
@@ -281,17 +281,3 @@ def write_conduct(run: Run, conduct: Conduct) -> None:
     write_csv(run.results / "contents.csv", conduct.turns)
     write_csv(run.results / "recoveries.csv", conduct.recoveries)
     write_csv(run.results / "failures.csv", conduct.failures)
-
-
-def _cap(cell: Path) -> int:
-    """Tool calls a turn could make: as recorded, or for downloaded traces the paper's 25."""
-    path = cell / "settings.json"
-    return read_sealed(path, "run notebook 04 again")["max_tool_calls"] if path.exists() else MAX_TOOL_CALLS
-
-
-def _task(folder: Path, split: str, task_id: str) -> Task | None:
-    for root in (folder, folder / "tasks", folder.parent / "tasks"):
-        path = root / split / "tasks" / "knapsack" / f"{task_id}.json"
-        if path.exists():
-            return Task.from_json(read_json(path), str(path))
-    return None

@@ -147,10 +147,28 @@ def find_task(folder: str | Path, split: str, trace: Trace) -> Task | None:
     return None
 
 
-def call_cap(cell: str | Path) -> int:
-    """Tool calls that a turn of a cell could make: as its settings say, or for downloaded traces the paper's 25."""
-    path = Path(cell) / "settings.json"
-    return read_sealed(path, "run notebook 04 again")["max_tool_calls"] if path.exists() else MAX_TOOL_CALLS
+def call_caps(folder: str | Path, episodes: pd.DataFrame) -> dict[tuple, int]:
+    """Tool calls that a turn could make in each cell (model, runtime, split) of ``episodes``, whose folders lie below
+    ``folder``: as the cell's settings say, or for downloaded traces the 25 of the paper's configurations."""
+    caps = {}
+    for key in dict.fromkeys(episodes[CELL].itertuples(index=False, name=None)):
+        path = Path(folder) / Cell(*key).name / "settings.json"
+        told = read_sealed(path, "run notebook 04 again") if path.exists() else {"max_tool_calls": MAX_TOOL_CALLS}
+        caps[key] = told["max_tool_calls"]
+    return caps
+
+
+def run_tokenizer(run: Run):
+    """The tokenizer of the base that the run's manifest names; None if it names none, or it is not at hand."""
+    rows = run.read_manifest()
+    bases = (rows.get(step, {}).get("parameters", {}).get("base") for step in ("02_traces", "04_evaluate"))
+    base = next(filter(None, bases), None)
+    from knapsack.models import load_tokenizer  # takes seconds to import, and only this needs it
+
+    try:
+        return load_tokenizer(base) if base else None
+    except FileNotFoundError:
+        return None
 
 
 def episode_row(trace: Trace) -> dict:

@@ -98,7 +98,7 @@ def draw_all(
         "errors_and_recovery": lambda: errors_and_recovery(episodes, conduct),
         "tokens_by_turn": lambda: tokens_by_turn(episodes, turns, bootstrap),
         "what_fills_the_tokens": lambda: what_fills_the_tokens(episodes, conduct),
-        "seeds": lambda: seeds(several.estimates, several.members, several.told, bootstrap),
+        "seeds": lambda: seeds(several.values, several.groups, several.told, bootstrap),
     }
     known, origin, manifest, drawn = provenance(), origin_text(run, folder), {}, {}
     made = {"notebook": "05_analysis", "parameters": asdict(bootstrap) | {"margin": margin}}

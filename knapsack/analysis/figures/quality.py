@@ -1,7 +1,6 @@
 """Figures of what the episodes came to: the matrix, cost against quality, paired differences, several runs."""
 
 import math
-from itertools import cycle
 
 import pandas as pd
 import seaborn
@@ -197,26 +196,25 @@ def paired_differences(
 
 
 def seeds(
-    estimates: pd.DataFrame | None, members: list[str], told: list[str], bootstrap: Bootstrap = BOOTSTRAP
+    values: pd.DataFrame, groups: list[list[str]], told: list[str], bootstrap: Bootstrap = BOOTSTRAP
 ) -> style.Drawing:
     """Every run's mean and interval over tasks in every cell but the teacher's, runs from top to bottom.
 
-    ``estimates``: those of all runs, with a column ``run``; None for a single run. The runs ``members`` share a marker,
-    and a grey line shows the mean over them; each other run has a marker of its own. ``told`` are sentences for the
-    caption on what varies. Raises NothingToShow for a single run and where nothing was scored.
+    The arguments are those of ``several_runs.SideBySide``. The runs of one of ``groups`` share a marker, and a grey
+    line shows the mean over them; a run in no group has a marker of its own. ``told`` are sentences for the caption on
+    what varies. Raises NothingToShow for a single run and where nothing was scored.
     """
-    if estimates is None:
+    if values.empty:
         raise style.NothingToShow("There is one run, and none to show beside it.")
     shown, interval = list(SHOWN), ["value", "low", "high"]
-    data = estimates[(estimates["second"] == "") & estimates["quantity"].isin(shown) & (estimates["n"] > 0)]
-    cells = data["first"].str.split("→", expand=True).reindex(columns=[0, 1]).set_axis(["model", "runtime"], axis=1)
-    data = data.join(cells)[["quantity", "run", *style.BY_SPLIT, "n", *interval]].query("model != 'teacher'")
+    data = values[values["quantity"].isin(shown) & (values["model"] != "teacher") & (values["n"] > 0)]
     data = data.sort_values("quantity", key=lambda names: names.map(shown.index), kind="stable", ignore_index=True)
     if data.empty:
         raise style.NothingToShow("No run has a scored episode to show.")
-    runs, splits, cells = list(estimates["run"].unique()), data["split"].unique(), style.cells_in(data)
-    groups = [group for group in (members, *([run] for run in runs if run not in members)) if group]
-    markers = {run: marker for group, marker in zip(groups, cycle(GROUP_MARKERS), strict=False) for run in group}
+    runs, splits, cells = list(values["run"].unique()), data["split"].unique(), style.cells_in(data)
+    groups = [*groups, *([run] for run in runs if not any(run in group for group in groups))]
+    of = {run: number for number, group in enumerate(groups) for run in group}
+    markers = {run: GROUP_MARKERS[number % len(GROUP_MARKERS)] for run, number in of.items()}
     plotted, found, step = data.copy(), style.looks(cells), 0.75 / len(runs)
     plotted.loc[data["quantity"] == "total_tokens", interval] = data[interval].clip(lower=1)  # the axis is logarithmic
     rows = data["run"].map(runs.index) - (len(runs) - 1) / 2
@@ -231,7 +229,7 @@ def seeds(
                 look |= {"marker": markers[one["run"]], "linestyle": "-", "ms": 2.8, "mew": 0.7, "lw": 0.8}
                 places = [one["low"], one["value"], one["high"]]
                 ax.plot(places, [one["y"]] * 3, solid_capstyle="butt", markevery=[1], **look)
-            for _, inside in part[part["run"].isin(members)].groupby(["model", "runtime"], sort=False):
+            for _, inside in part.groupby([part["run"].map(of), "model", "runtime"], sort=False):
                 if len(inside) > 1:
                     reach = [inside["y"].min() - 0.6 * step, inside["y"].max() + 0.6 * step]
                     ax.plot([inside["value"].mean()] * 2, reach, color=style.GREY, lw=0.7, zorder=2)
@@ -253,7 +251,7 @@ def seeds(
             handles.append(Line2D([], [], marker=markers[group[0]], label=label, **look))
         style.legend_above(figure, handles)
     counts = (f"{style.span(data.loc[data['split'] == split, 'n'])} {split}" for split in splits)
-    pooled = " A grey line is the mean of runs that differ in seeds alone." if len(members) > 1 else ""
+    pooled = " A grey line is the mean of runs that differ in seeds alone." if max(map(len, groups)) > 1 else ""
     caption = (
         f"Means of the runs {', '.join(runs)}, from top to bottom in each cell, each with its "
         f"{style.interval_text(bootstrap)}.{pooled} {' '.join(told)} n = {', '.join(counts)} episodes a cell."
