@@ -17,10 +17,10 @@ from IPython.display import Image, Markdown
 from matplotlib import rc_context
 
 from knapsack.analysis.conduct import Conduct
+from knapsack.analysis.figures import style
 from knapsack.analysis.figures.conduct import errors_and_recovery, tokens_by_turn, what_fills_the_tokens
 from knapsack.analysis.figures.idea import the_idea
 from knapsack.analysis.figures.quality import cost_quality, matrix, paired_differences, seeds
-from knapsack.analysis.figures.style import Drawing, NothingToShow, style
 from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap
 from knapsack.analysis.metrics import write_csv
 from knapsack.analysis.several_runs import SideBySide
@@ -30,14 +30,14 @@ from knapsack.runs import Run, provenance, read_json, write_json, write_text
 SHOWN_WIDTH = 520  # pixels in a notebook
 
 
-def save(folder: str | Path, name: str, draw: Callable[[], Drawing], origin: str = "") -> str:
+def save(folder: str | Path, name: str, draw: Callable[[], style.Drawing], origin: str = "") -> str:
     """Draw and write ``name``.png (300 dpi), .svg and .csv; returns the caption.
 
     ``origin`` is a sentence that ends the caption. Both pictures carry it as their description.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with rc_context(style()):
+    with rc_context(style.style()):
         drawing = draw()
         caption = " ".join(filter(None, (drawing.caption, origin)))
         drawing.figure.savefig(folder / f"{name}.png", dpi=300, metadata={"Software": None, "Description": caption})
@@ -90,7 +90,7 @@ def draw_all(
     ``folder`` is that of the cells. A row of the manifest says which notebook and commit made the figure, with which
     bootstrap and margin, and holds its caption.
     """
-    drawings: dict[str, Callable[[], Drawing]] = {
+    drawings: dict[str, Callable[[], style.Drawing]] = {
         "the_idea": lambda: the_idea(episodes, folder),
         "train_runtime_matrix": lambda: matrix(episodes, estimates, bootstrap),
         "cost_quality": lambda: cost_quality(episodes, estimates, bootstrap),
@@ -106,7 +106,7 @@ def draw_all(
     for name, draw in drawings.items():
         try:  # the caption of several runs names them itself
             caption = save(run.figures, name, draw, "" if name == "seeds" else origin)
-        except NothingToShow as nothing:
+        except style.NothingToShow as nothing:
             drawn[name] = [Markdown(str(nothing))]
         else:
             files = [f"{name}.{kind}" for kind in ("png", "svg", "csv")]
