@@ -102,7 +102,7 @@ conduct.write_conduct(run, seen)
 # %%
 beside = several_runs.side_by_side([run_folder, *more_runs], bootstrap)
 drawn = figures.draw_all(run, folder, episodes, turns, seen, found, beside, margin, bootstrap)
-display(*figures.shown(drawn["the_idea"]))
+display(*drawn["the_idea"])
 
 # %% [markdown]
 # ## Table 1: what the models were trained on
@@ -129,7 +129,7 @@ show("table2", tables.table_two(cells, found))
 # The same as a matrix, training against runtime.
 
 # %%
-display(*figures.shown(drawn["train_runtime_matrix"]))
+display(*drawn["train_runtime_matrix"])
 
 # %% [markdown]
 # # Quality
@@ -168,7 +168,7 @@ show("equivalence", comparisons.equivalence_shown(equal), equal, comparisons.NO_
 # Each dot is a task: what the mean of a difference is made of.
 
 # %%
-display(*figures.shown(drawn["paired_differences"]))
+display(*drawn["paired_differences"])
 
 # %% [markdown]
 # # Cost and stability
@@ -178,7 +178,7 @@ display(*figures.shown(drawn["paired_differences"]))
 # Up is better, left is cheaper. Tokens are those of all calls, prompts included, as an endpoint would bill them.
 
 # %%
-display(*figures.shown(drawn["cost_quality"]))
+display(*drawn["cost_quality"])
 
 # %% [markdown]
 # How much dearer one cell is than another on the same tasks. S→P − P→P is the *amnesia tax*, what the stateless-trained
@@ -192,7 +192,7 @@ show("tests_tokens", comparisons.tests_shown(tests, "total_tokens"), otherwise=c
 # Where in an episode they are spent.
 
 # %%
-display(*figures.shown(drawn["tokens_by_turn"]))
+display(*drawn["tokens_by_turn"])
 
 # %% [markdown]
 # ## Names that are gone, and the way back
@@ -209,7 +209,7 @@ show("tests_missing", comparisons.shares_shown(shares, "missing_binding"), other
 # %%
 recovery = comparisons.recovery_table(episodes, seen, found, bootstrap)
 show("recovery", comparisons.recovery_shown(recovery), recovery)
-display(*figures.shown(drawn["errors_and_recovery"]))
+display(*drawn["errors_and_recovery"])
 
 # %% [markdown]
 # ## What the tokens say
@@ -218,7 +218,7 @@ display(*figures.shown(drawn["errors_and_recovery"]))
 # much leans on what the interpreter kept.
 
 # %%
-display(*figures.shown(drawn["what_fills_the_tokens"]))
+display(*drawn["what_fills_the_tokens"])
 reuse = comparisons.reuse_table(episodes, turns, seen, bootstrap)
 show("reuse", comparisons.reuse_shown(reuse, seen.unit), reuse)
 
@@ -249,7 +249,7 @@ display(Markdown(excerpts.write_examples(run, seen.failures, folder)))
 # %%
 display(Markdown(beside.sentence), *map(Markdown, several_runs.write(run, beside)))
 if more_runs:
-    display(*figures.shown(drawn["seeds"]))
+    display(*drawn["seeds"])
 
 # %% [markdown]
 # # The paper's claims
