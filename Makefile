@@ -79,9 +79,7 @@ outputs: $(READY)  ## put the outputs and figures of the last run in runs/nano i
 	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='jupytext' \
 	  --ClearMetadataPreprocessor.preserve_nb_metadata_mask='language_info' runs/nano/notebooks/*.ipynb
 	$(BIN)/jupytext --quiet --update --to ipynb notebooks/*.py
-	$(BIN)/python -c "from knapsack import runs; from knapsack.analysis import claims, excerpts, figures; run = runs.open_run('runs/nano'); \
-	  figures.publish(run, 'figures'); claims.publish(run, 'figures/tables', 'README.md'); \
-	  excerpts.publish(run, 'figures', 'notebooks/05_analysis.ipynb')"
+	$(BIN)/python -m knapsack.analysis.publish runs/nano
 
 clean:  ## remove .venv, .venv-unsloth and caches (runs/ stays)
 	rm -rf .venv .venv-unsloth .pytest_cache .ruff_cache .hypothesis *.egg-info

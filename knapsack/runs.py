@@ -277,7 +277,9 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def read_json(path: str | Path, remedy: str = "delete it and run again") -> dict:
-    """Read a JSON object. Raises CorruptFileError naming the file and the remedy."""
+    """Read a JSON object. Raises CorruptFileError naming the file, what is wrong with it and the remedy."""
+    if not Path(path).is_file():
+        raise CorruptFileError(f"{path} is missing; {remedy}")
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # also bytes that are no text, endless digits, deep nesting

@@ -89,12 +89,7 @@ class KnapsackConfig:
         return cls((40, 50), (5, 50), (10, 500), 26, 5, (0.4, 0.6), id_pool=1024)
 
 
-PRESETS = {
-    "easy": KnapsackConfig.easy,
-    "hard": KnapsackConfig.hard,
-    "nano_easy": KnapsackConfig.nano_easy,
-    "nano_hard": KnapsackConfig.nano_hard,
-}
+PRESETS = {name: getattr(KnapsackConfig, name) for name in ("easy", "hard", "nano_easy", "nano_hard")}
 
 
 def preset(name: str) -> KnapsackConfig:

@@ -51,7 +51,7 @@ import time
 import pandas as pd
 from IPython.display import Markdown, display
 
-from knapsack.analysis import comparisons, excerpts, metrics
+from knapsack.analysis import estimates, excerpts, metrics
 from knapsack.analysis.card import model_card
 from knapsack.endpoints.endpoint import read_served
 from knapsack.evaluate import Settings, evaluate
@@ -108,18 +108,18 @@ evaluate(
 # `score_mean` is normalized optimality: the value taken divided by the optimal value. The interval is a 95 % bootstrap
 # interval over tasks. `missing_binding_rate` is the share of episodes in which the model used at least once a name
 # that it had bound in an earlier turn and that was gone. `unscored` tasks have no finished episode and are in no mean.
+# A row an episode goes to `results/episodes.csv`, a row a turn to `turns.csv`; what they tell is for notebook 5.
 
 # %%
-episodes, table = metrics.write_results(run, seed=seed)
+episodes, turns = metrics.write_results(run)
+found = estimates.estimates_table(episodes)
+table = estimates.cells_table(episodes, found)
 table = table[table["model"].isin([*models, "teacher"]) & table["runtime"].isin(runtimes) & table["split"].isin(splits)]
 shown = ["n", "unscored", "score_mean", "score_low", "score_high", "solved", "turns"]
 shown += ["total_tokens", "score_per_1k_tokens", "missing_binding_rate", "cap_hit_rate"]
 by_cell = table.set_index(["split", "model", "runtime"])
 styled = by_cell[shown].style.set_uuid("cells").format(precision=2)
 styled.format(precision=0, subset=["n", "unscored", "total_tokens"], thousands=",")
-
-# %%
-display(Markdown(comparisons.cells_said(table, splits)))
 
 # %% [markdown]
 # ## The card of a model
@@ -130,9 +130,8 @@ display(Markdown(comparisons.cells_said(table, splits)))
 
 # %%
 outside = [name for name, entry in models.items() if entry]
-turns = pd.read_csv(run.results / "turns.csv", dtype={"task_id": str})
 for name in outside or [name for name in models if name in KINDS]:
-    text = model_card(episodes, turns, name, seed=seed)
+    text = model_card(episodes, turns, found, name)
     write_text(run.results / "cards" / f"{name}.md", text)
     display(Markdown(text.replace("# ", "### ", 1).replace("\n## ", "\n#### ")))
 

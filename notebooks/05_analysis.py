@@ -43,11 +43,12 @@ from knapsack.analysis import (
     claims,
     comparisons,
     conduct,
+    estimates,
     excerpts,
     figures,
+    intervals,
     metrics,
     several_runs,
-    stability,
     statistics,
     tables,
 )
@@ -56,12 +57,13 @@ from knapsack.runs import open_run
 started = time.perf_counter()
 run = open_run(run_folder)
 parameters = run.parameters("05_analysis", globals())
+bootstrap = intervals.Bootstrap(n_resamples, seed)
 folder = metrics.source_folder(run, source, published_folder)
 tables.clear(run)
 
 
 def show(name: str, table: tables.Table, numbers: pd.DataFrame | None = None, otherwise: str = "") -> None:
-    """A table: on this page, in results/tables in three forms, its numbers in results/<name>.csv."""
+    """A table: on this page, in results/tables as Markdown and LaTeX, its numbers in results/<name>.csv."""
     display(Markdown(tables.save(run, name, table, numbers, otherwise)))
 
 
@@ -70,10 +72,16 @@ def show(name: str, table: tables.Table, numbers: pd.DataFrame | None = None, ot
 #
 # One row an episode goes to `results/episodes.csv`, one row a turn to `turns.csv`, one row a cell to `cells.csv`.
 # *Unscored* tasks have no completed episode (a failed server, an interrupted run): they are counted and are in no mean.
+# Every mean, difference and ratio on this page, with its interval, is a row of `estimates.csv`: what is shown twice is
+# computed once.
 
 # %%
-episodes, cells = metrics.write_results(run, n_resamples, seed, folder)
-turns = pd.read_csv(run.results / "turns.csv", dtype={"task_id": str})
+episodes, turns = metrics.write_results(run, folder)
+facts = tables.read_facts(run)
+found = estimates.estimates_table(episodes, bootstrap, facts)
+metrics.write_csv(run.results / "estimates.csv", found)
+cells = estimates.cells_table(episodes, found)
+metrics.write_csv(run.results / "cells.csv", cells)
 display(Markdown(comparisons.overview(episodes)))
 cells.groupby("split", sort=False)[["n", "unscored"]].sum()
 
@@ -82,8 +90,7 @@ cells.groupby("split", sort=False)[["n", "unscored"]].sum()
 # them. Where only the tools know, the recorded code is executed again.
 
 # %%
-tokenizer = tables.run_tokenizer(run)
-seen = conduct.read_conduct(folder, episodes, tokenizer)
+seen = conduct.read_conduct(folder, episodes, metrics.run_tokenizer(run))
 conduct.write_conduct(run, seen)
 
 # %% [markdown]
@@ -93,9 +100,9 @@ conduct.write_conduct(run, seen)
 # same model.
 
 # %%
-beside = several_runs.side_by_side([run_folder, *more_runs], n_resamples, seed)
-drawn = figures.draw_all(run, episodes, turns, seen, folder, "05_analysis", parameters, {"seeds": beside.draw})
-display(*figures.shown(drawn["the_idea"]))
+beside = several_runs.side_by_side([run_folder, *more_runs], bootstrap)
+drawn = figures.draw_all(run, folder, episodes, turns, seen, found, beside, margin, bootstrap)
+display(*drawn["the_idea"])
 
 # %% [markdown]
 # ## Table 1: what the models were trained on
@@ -104,12 +111,10 @@ display(*figures.shown(drawn["the_idea"]))
 # is longer, the stateless model has read more text: a confound here as in the paper.
 
 # %%
-trained = tables.training_traces(run, tokenizer)
-if trained is None:
+if facts is None:
     display(Markdown("There are no training traces here: evaluation data alone does not tell what was trained on."))
 else:
-    show("table1", tables.table_one(trained))
-    metrics.write_csv(run.results / "training.csv", trained.facts)
+    show("table1", tables.table_one(facts))
 
 # %% [markdown]
 # ## Table 2: the cells
@@ -118,13 +123,13 @@ else:
 # the *pattern* across cells, not the rows.
 
 # %%
-show("table2", tables.table_two(cells, episodes, n_resamples, seed))
+show("table2", tables.table_two(cells, found))
 
 # %% [markdown]
 # The same as a matrix, training against runtime.
 
 # %%
-display(*figures.shown(drawn["train_runtime_matrix"]))
+display(*drawn["train_runtime_matrix"])
 
 # %% [markdown]
 # # Quality
@@ -135,54 +140,35 @@ display(*figures.shown(drawn["train_runtime_matrix"]))
 # comparisons, those of carry-over runtimes, and those of other models, each for one quantity over all splits.
 
 # %%
-none = "No two cells that the study compares were played."
-tests = statistics.tests_table(episodes, n_resamples, seed)
+tests = statistics.tests_table(episodes, found)
 metrics.write_csv(run.results / "tests.csv", tests)
-show("tests_score", comparisons.tests_shown(tests, "score"), otherwise=none)
+show("tests_score", comparisons.tests_shown(tests, "score"), otherwise=comparisons.NO_PAIRS)
 
 # %% [markdown]
 # A score near the optimum is not the optimum. *Solved* asks for the latter, and only the tasks that one cell solved and
 # the other did not tell them apart.
 
 # %%
-shares = statistics.shares_table(episodes)
+shares = statistics.shares_table(episodes, found)
 metrics.write_csv(run.results / "shares.csv", shares)
-show("tests_solved", comparisons.shares_shown(shares, "solved"), otherwise=none)
+show("tests_solved", comparisons.shares_shown(shares, "solved"), otherwise=comparisons.NO_PAIRS)
 
 # %% [markdown]
 # ## Is there *no* difference?
 #
 # A large p does not say that two cells are equal: it is also what too few tasks give. *The same* has to be shown, by
-# two one-sided tests against a margin that is named before.
+# two one-sided tests against a margin that is named before. *Undecided* is neither; the last columns say what these
+# tasks could have found, and about how many would decide it.
 
 # %%
-equal = statistics.equivalence_table(episodes, margin, n_resamples, seed)
-show("equivalence", comparisons.equivalence_shown(equal), equal, none)
-display(Markdown(comparisons.power_sentence(equal)))
+equal = statistics.equivalence_table(episodes, margin, bootstrap)
+show("equivalence", comparisons.equivalence_shown(equal), equal, comparisons.NO_PAIRS)
 
 # %% [markdown]
 # Each dot is a task: what the mean of a difference is made of.
 
 # %%
-display(*figures.shown(drawn["paired_differences"]))
-
-# %% [markdown]
-# ## Do training and runtime belong together?
-#
-# The interaction D asks how much more the persistent-trained model gains from a persistent runtime than the
-# stateless-trained one. If persistence were only a matter of the interpreter, both would gain alike, and D would be 0.
-
-# %%
-interactions = statistics.interactions_table(episodes, n_resamples, seed)
-apart = "No task was scored in all four cells of a split."
-show("interactions", comparisons.interactions_shown(interactions), interactions, apart)
-
-# %% [markdown]
-# How near the models come to what they learned from: a small model that falls far behind its teacher says less.
-
-# %%
-against = comparisons.against_teacher(episodes, n_resamples, seed)
-show("against_teacher", comparisons.teacher_shown(against), against, "No trained model was played beside its teacher.")
+display(*drawn["paired_differences"])
 
 # %% [markdown]
 # # Cost and stability
@@ -192,26 +178,21 @@ show("against_teacher", comparisons.teacher_shown(against), against, "No trained
 # Up is better, left is cheaper. Tokens are those of all calls, prompts included, as an endpoint would bill them.
 
 # %%
-display(*figures.shown(drawn["cost_quality"]))
+display(*drawn["cost_quality"])
 
 # %% [markdown]
-# How much dearer one cell is than another on the same tasks. The *amnesia tax* is what the stateless-trained model pays
-# for writing down again what the interpreter still holds; the *wrong runtime* is where the persistent-trained model
-# looks for names that are gone.
+# How much dearer one cell is than another on the same tasks. S→P − P→P is the *amnesia tax*, what the stateless-trained
+# model pays for writing down again what the interpreter still holds (as a ratio it is among the paper's claims); in
+# P→S the persistent-trained model looks for names that are gone.
 
 # %%
-ratios = stability.ratios_table(episodes, n_resamples, seed)
-lone = "There is no ratio without P→P and another cell of the two trained models."
-show("ratios", stability.ratios_shown(ratios), ratios, lone)
-show("tests_tokens", comparisons.tests_shown(tests, "total_tokens"), otherwise=none)
+show("tests_tokens", comparisons.tests_shown(tests, "total_tokens"), otherwise=comparisons.NO_PAIRS)
 
 # %% [markdown]
-# Where in an episode they are spent, and how unevenly: a mean may be made by a few long episodes.
+# Where in an episode they are spent.
 
 # %%
-display(*figures.shown(drawn["tokens_by_turn"]))
-spread = stability.spread_table(episodes, turns)
-show("spread", stability.spread_shown(spread), spread)
+display(*drawn["tokens_by_turn"])
 
 # %% [markdown]
 # ## Names that are gone, and the way back
@@ -220,16 +201,15 @@ show("spread", stability.spread_shown(spread), spread)
 # existed is not counted here.
 
 # %%
-display(*figures.shown(drawn["missing_bindings"]))
-show("tests_missing", comparisons.shares_shown(shares, "missing_binding"), otherwise=none)
+show("tests_missing", comparisons.shares_shown(shares, "missing_binding"), otherwise=comparisons.NO_PAIRS)
 
 # %% [markdown]
 # An error costs little if the next block makes up for it, and everything if it comes again and again.
 
 # %%
-recovery = stability.recovery_table(episodes, seen, n_resamples, seed)
-show("recovery", stability.recovery_shown(recovery), recovery)
-display(*figures.shown(drawn["errors_and_recovery"]))
+recovery = comparisons.recovery_table(episodes, seen, found, bootstrap)
+show("recovery", comparisons.recovery_shown(recovery), recovery)
+display(*drawn["errors_and_recovery"])
 
 # %% [markdown]
 # ## What the tokens say
@@ -238,9 +218,9 @@ display(*figures.shown(drawn["errors_and_recovery"]))
 # much leans on what the interpreter kept.
 
 # %%
-display(*figures.shown(drawn["what_fills_the_tokens"]))
-reuse = stability.reuse_table(episodes, turns, seen, n_resamples, seed)
-show("reuse", stability.reuse_shown(reuse, seen.unit), reuse)
+display(*drawn["what_fills_the_tokens"])
+reuse = comparisons.reuse_table(episodes, turns, seen, bootstrap)
+show("reuse", comparisons.reuse_shown(reuse, seen.unit), reuse)
 
 # %% [markdown]
 # # How episodes fail
@@ -249,9 +229,9 @@ show("reuse", stability.reuse_shown(reuse, seen.unit), reuse)
 # dispute.
 
 # %%
-causes = stability.causes_table(seen.failures, episodes)
+causes = comparisons.causes_table(seen.failures, episodes)
 unknown = "No cause is told: that takes the teacher's score on the same task."
-show("causes", stability.causes_shown(causes), causes, unknown)
+show("causes", comparisons.causes_shown(causes), causes, unknown)
 
 # %% [markdown]
 # One episode of each kind to read, from its prompt to its end.
@@ -269,7 +249,7 @@ display(Markdown(excerpts.write_examples(run, seen.failures, folder)))
 # %%
 display(Markdown(beside.sentence), *map(Markdown, several_runs.write(run, beside)))
 if more_runs:
-    display(*figures.shown(drawn["seeds"]))
+    display(*drawn["seeds"])
 
 # %% [markdown]
 # # The paper's claims
@@ -279,10 +259,15 @@ if more_runs:
 # *in size* if it holds the paper's number as well, and *not reproduced* if it lies on the other side, or rules the
 # paper's number out without showing any effect. *No difference* is reproduced if the cells are shown to be the same
 # within the margin, and not if they differ significantly. All else these tasks cannot tell. Verdicts are not
-# corrected for their number.
+# corrected for their number. Of v3 the numbers for this run's cap on tool calls are taken, if it has any.
+#
+# The interaction D asks whether training and runtime belong together: how much more the persistent-trained model gains
+# from a persistent runtime than the stateless-trained one. If persistence were only a matter of the interpreter, both
+# would gain alike, and D would be 0.
 
 # %%
-table = claims.claims_table(episodes, tests, trained.facts if trained else None, margin, n_resamples, seed)
+numbers = claims.Numbers(found, tests, equal)
+table = claims.claims_table(numbers, metrics.call_caps(folder, episodes))
 display(Markdown(claims.summary(table)))
 show("claims", claims.claims_shown(table), table)
 

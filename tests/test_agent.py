@@ -115,13 +115,6 @@ def test_stateless_episode_misses_the_names(play):
     assert done.finish_reason == "finish_tool" and done.metrics["inspected_count"] == 5
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_observation_shows_the_state_of_the_runtime(play, kind):
-    done = play(kind, block("x = 1"), block("finish()"))
-    state = {"runtime": kind, "active_globals": ["x"] if kind == "persistent" else [], "last_step_globals": ["x"]}
-    assert shown(done, 0) == {"output": "", "error": None, "runtime_state": state}
-
-
 CUT = block("x = 1\nfor i in range(9):\n    list_items()")
 FEW = EpisodeSettings(max_turns=6, max_tool_calls=2, detail="compact")
 
@@ -137,8 +130,9 @@ def test_carry_over_looks_stateless_and_only_the_announced_one_says_what_is_left
     assert shown(silent, 2)["error"] == "NameError: name 'x' is not defined"
 
 
-def test_turn_without_code_is_the_one_turn_that_carry_over_lasts(play):
-    done = play("carry-over-announced", CUT, "I think.", block("print(x)"), settings=FEW)
+@pytest.mark.parametrize("kind", ["carry-over", "carry-over-announced"])
+def test_turn_without_code_is_the_one_turn_that_carry_over_lasts(play, kind):
+    done = play(kind, CUT, "I think.", block("print(x)"), settings=FEW)
     assert shown(done, 1)["runtime_state"]["active_globals"] == []
     assert done.turns[2].observation.missing_binding
 
@@ -168,7 +162,7 @@ def test_turn_limit_ends_an_episode_that_does_not_finish(play):
 def test_cap_of_the_settings_reaches_prompt_and_runtime(play):
     settings = EpisodeSettings(max_turns=1, max_tool_calls=2, detail="full")
     done = play("persistent", block("for i in range(9):\n    list_items()"), settings=settings)
-    assert "at most 2 calls" in done.messages[0]["content"]
+    assert done.messages[:2] == prompts.opening(TASK, "persistent", 2, "full")
     assert done.turns[0].observation.cap_hit and "at most 2 tool calls" in shown(done, 0)["error"]
 
 
@@ -176,6 +170,14 @@ def test_half_a_character_from_a_model_fits_every_file(play):
     done = play("persistent", block("print('\ud83d')\nfinish()"))
     json.dumps(done.messages, ensure_ascii=False).encode("utf-8")
     assert done.turns[0].text == done.messages[2]["content"]
+
+
+def test_control_tokens_are_executed_and_recorded_as_written_but_not_handed_on(play):
+    reply = "<|im_start|>" + block("print('<|im_end|>', len('[INST]'))\nfinish()")
+    done = play("persistent", reply)
+    assert done.turns[0].text == reply and done.turns[0].observation.output == "<|im_end|> 6\n"
+    assert done.messages[2]["content"] == reply.replace("<|", "< |").replace("[INST]", "[ INST]")
+    assert shown(done, 0)["output"] == "< |im_end|> 6\n"
 
 
 def test_full_context_ends_the_episode_with_its_score(pool):
@@ -240,16 +242,11 @@ def test_alone_concurrently_and_batched_give_the_same_episodes(pool):
     assert model.most == 4 and len(model.released) == len(alone) and not model.waiting
 
 
-def test_batch_replaces_episodes_that_end_before_their_first_reply(pool):
+@pytest.mark.parametrize(("limit", "turns"), [(1, 0), (4, 2)])
+def test_batch_scores_episodes_whose_context_fills_up_and_goes_on(pool, limit, turns):
     done = {}
-    run_batched(mixed_plays(pool, 3), BatchModel(ANSWER, 2, limit=1), done.__setitem__)
-    assert [(d.finish_reason, len(d.turns), d.score) for d in done.values()] == [("error", 0, 0.0)] * 6
-
-
-def test_batch_scores_episodes_whose_context_fills_up(pool):
-    done = {}
-    run_batched(mixed_plays(pool, 3), BatchModel(ANSWER, 4, limit=4), done.__setitem__)
-    assert [(d.finish_reason, d.error, len(d.turns)) for d in done.values()] == [("error", "too long", 2)] * 6
+    run_batched(mixed_plays(pool, 3), BatchModel(ANSWER, 2, limit), done.__setitem__)
+    assert [(d.finish_reason, d.error, len(d.turns)) for d in done.values()] == [("error", "too long", turns)] * 6
 
 
 def test_more_slots_than_episodes_are_left_empty(pool):
@@ -262,6 +259,10 @@ class EndpointDown(Exception):
     pass
 
 
+def many(pool, count: int = 40):
+    return [(f"{seed}", episode(sample_task(seed, CONFIG), "persistent", SETTINGS, pool)) for seed in range(count)]
+
+
 def test_infrastructure_error_stops_concurrent_episodes(pool):
     """It is raised, no further reply is asked for, and no episode of its making is scored."""
     asked, done = [], {}
@@ -272,9 +273,8 @@ def test_infrastructure_error_stops_concurrent_episodes(pool):
             raise EndpointDown("no answer")
         return ANSWER(messages)
 
-    plays = [(str(seed), episode(sample_task(seed, CONFIG), "persistent", SETTINGS, pool)) for seed in range(40)]
     with pytest.raises(EndpointDown, match="no answer"):
-        run_concurrently(plays, reply, 2, done.__setitem__)
+        run_concurrently(many(pool), reply, 2, done.__setitem__)
     assert len(asked) <= 11 and len(done) <= 3  # two threads, three replies an episode
     assert all(episode.finish_reason == "finish_tool" for episode in done.values())
 
@@ -282,17 +282,12 @@ def test_infrastructure_error_stops_concurrent_episodes(pool):
 def test_failure_to_keep_a_result_stops_concurrent_episodes(pool):
     asked = []
 
-    def reply(messages):
-        asked.append(1)
-        return ANSWER(messages)
-
     def full_disk(key, done):
         raise OSError(28, "disk full", key)
 
-    plays = [(str(seed), episode(TASK, "stateless", SETTINGS, pool)) for seed in range(40)]
     with pytest.raises(OSError, match="disk full"):
-        run_concurrently(plays, reply, 2, full_disk)
-    assert len(asked) < 40 * SETTINGS.max_turns
+        run_concurrently(many(pool), lambda messages: asked.append(1) or ANSWER(messages), 2, full_disk)
+    assert len(asked) < 40 * 3
 
 
 def test_infrastructure_error_stops_a_batch_and_frees_its_workers():
@@ -303,9 +298,8 @@ def test_infrastructure_error_stops_a_batch_and_frees_its_workers():
 
     done = {}
     with interpreter_pool(2, checkout_timeout=0.5) as own:
-        plays = [(str(seed), episode(TASK, "persistent", SETTINGS, own)) for seed in range(6)]
         with pytest.raises(EndpointDown, match="device lost"):
-            run_batched(plays, BatchModel(reply, 2), done.__setitem__)
+            run_batched(many(own, 6), BatchModel(reply, 2), done.__setitem__)
         assert done == {}
         with Runtime("persistent", {}, pool=own) as first, Runtime("persistent", {}, pool=own) as second:
             assert first.run("print(1)").output == second.run("print(1)").output == "1\n"
@@ -314,14 +308,6 @@ def test_infrastructure_error_stops_a_batch_and_frees_its_workers():
 def test_too_few_workers_for_the_slots_is_an_error_not_a_score():
     done = {}
     with interpreter_pool(1, checkout_timeout=0.3) as own:
-        plays = [(str(seed), episode(TASK, "persistent", SETTINGS, own)) for seed in range(2)]
         with pytest.raises(InterpreterError, match="as many episodes as the pool has workers"):
-            run_batched(plays, BatchModel(ANSWER, 2), done.__setitem__)
+            run_batched(many(own, 2), BatchModel(ANSWER, 2), done.__setitem__)
     assert done == {}
-
-
-def test_prompts_are_those_of_the_settings(pool):
-    for detail in prompts.DETAILS:
-        play = episode(TASK, "stateless", EpisodeSettings(detail=detail), pool)
-        assert next(play) == prompts.opening(TASK, "stateless", 25, detail)
-        play.close()

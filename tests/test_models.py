@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Mistr
 
 from knapsack import agent, models, prompts
 from knapsack.agent import ContextFull, Episode
+from knapsack.chat_template import as_text
 from knapsack.models import LocalModel, choose, load_model
 
 SETTINGS = {"slots": 4, "context_length": 512, "max_new_tokens": 12, "temperature": 1.0, "seed": 0}
@@ -43,6 +44,15 @@ def play(model, numbers) -> dict[str, list]:
     return found
 
 
+def ask(model, slot: int, key: str, messages: list[dict]) -> agent.Reply:
+    """The reply, while no other conversation is queued."""
+    model.submit(slot, key, messages)
+    while not (finished := model.step()):
+        pass
+    assert [place for place, _ in finished] == [slot]
+    return finished[0][1]
+
+
 def record(model) -> list[torch.Tensor]:
     """The logits [slots, vocabulary] of every later step."""
     seen, forward = [], model.model.forward
@@ -66,9 +76,9 @@ def test_logits_are_those_of_transformers(tmp_path, kv_heads, read_at_once, monk
     seen = record(model)
     messages = conversation(4)
     for _ in range(3):
-        model.submit(2, "one", messages)
         first, done = len(seen), {}
-        while 2 not in done:
+        model.submit(2, "one", messages)
+        while 2 not in done:  # slot 0 is answering too
             done |= dict(model.step())
         reply = done[2]
         prompt = prompts.render(messages, tokenizer, reply_follows=True).input_ids
@@ -137,22 +147,14 @@ def test_replies_end_at_their_token_or_at_the_limits(folder, monkeypatch):
     model = load_model(folder, device="cpu", **SETTINGS)
     written = iter(model.tokenizer("Hé!\n", add_special_tokens=False)["input_ids"] + [2])
     monkeypatch.setattr(models, "choose", lambda *_: [next(written)] * 4)
-    model.submit(0, "a", conversation(1))
-    finished = []
-    while not finished:
-        finished = model.step()
-    assert finished[0][1].text == "Hé!\n" and finished[0][1].stopped
+    reply = ask(model, 0, "a", conversation(1))
+    assert reply.text == "Hé!\n" and reply.stopped
     monkeypatch.setattr(models, "choose", lambda *_: [70] * 4)
-    model.submit(1, "b", conversation(1))
-    while not (finished := model.step()):
-        pass
-    reply = finished[0][1]
+    reply = ask(model, 1, "b", conversation(1))
     assert (reply.completion_tokens, reply.stopped) == (12, False)
     small = load_model(folder, device="cpu", **SETTINGS | {"context_length": reply.prompt_tokens + 3})
-    small.submit(0, "c", conversation(1))
-    while not (finished := small.step()):
-        pass
-    assert (finished[0][1].completion_tokens, finished[0][1].stopped) == (3, False)
+    cut = ask(small, 0, "c", conversation(1))
+    assert (cut.completion_tokens, cut.stopped) == (3, False)
     smaller = load_model(folder, device="cpu", **SETTINGS | {"context_length": reply.prompt_tokens})
     with pytest.raises(ContextFull, match=f"has {reply.prompt_tokens} tokens"):
         smaller.submit(0, "d", conversation(1))
@@ -211,25 +213,17 @@ def family(name: str, **settings) -> LocalModel:
     return LocalModel(model.eval(), tokenizer, **SETTINGS | settings)
 
 
-def answer(model: LocalModel, messages: list[dict], tokens: list[int], monkeypatch) -> agent.Reply:
-    """The reply if the model chose ``tokens``."""
-    written = iter(tokens)
-    monkeypatch.setattr(models, "choose", lambda *_: [next(written)] * model.slots)
-    model.submit(0, "a", messages)
-    while not (finished := model.step()):
-        pass
-    assert next(written, None) is None
-    return finished[0][1]
-
-
 @pytest.mark.parametrize("name", ["qwen3", "llama-3", "mistral"])
 @pytest.mark.parametrize("text", ["ab\n user", "<think>\na\n</think>\n\nb", " </s>", ""])
 def test_a_reply_is_read_as_it_will_be_rendered(name, text, monkeypatch):
     model, messages = family(name, max_new_tokens=100), conversation(1)
     row = [*messages, {"role": "assistant", "content": text}]
     learned = [label for label in prompts.render(row, model.tokenizer).labels if label != -100]
-    reply = answer(model, messages, learned, monkeypatch)
-    assert (reply.text, reply.completion_tokens, reply.stopped) == (text, len(learned), True)
+    tokens = iter(learned)
+    monkeypatch.setattr(models, "choose", lambda *_: [next(tokens)] * model.slots)
+    reply = ask(model, 0, "a", messages)
+    written = as_text(text, model.tokenizer)
+    assert (reply.text, reply.completion_tokens, reply.stopped) == (written, len(learned), True)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "llama-3", "mistral"])
@@ -238,9 +232,7 @@ def test_logits_of_other_architectures_are_those_of_transformers(name):
     plain = AutoModelForCausalLM.from_config(deepcopy(model.model.config), attn_implementation="sdpa").eval()
     plain.load_state_dict(model.model.state_dict())
     seen, messages = record(model), conversation(3)
-    model.submit(1, "a", messages)
-    while not model.step():
-        pass
+    ask(model, 1, "a", messages)
     prompt = prompts.render(messages, model.tokenizer, reply_follows=True).input_ids
     found = torch.stack(seen)[:, 1]
     with torch.inference_mode():

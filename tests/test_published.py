@@ -365,7 +365,7 @@ def test_notebook_05_analyses_a_downloaded_folder(checkout, download, tmp_path):
     ]
     results = tmp_path / "run" / "results"
     assert {path.stem for path in (results / "figures").glob("*.png")} == {
-        "the_idea", "train_runtime_matrix", "cost_quality", "paired_differences", "missing_bindings",
+        "the_idea", "train_runtime_matrix", "cost_quality", "paired_differences",
         "errors_and_recovery", "tokens_by_turn", "what_fills_the_tokens",
     }  # fmt: skip
     assert "qwen3-8b→carry-over" in (results / "tables" / "table2.md").read_text()

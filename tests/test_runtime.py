@@ -64,32 +64,9 @@ def test_state_of_the_tools_survives_in_both(play, kind):
 
 
 def test_missing_binding_is_a_name_bound_in_an_earlier_turn(play):
-    first, earlier, never = play("stateless", "x = 1\nprint(y)", "print(x)", "print(y)")
-    assert first.name_error and not first.missing_binding
-    assert earlier.name_error and earlier.missing_binding
-    assert never.name_error and not never.missing_binding
-
-
-def test_binding_that_never_happened_is_no_missing_binding(play):
-    assert not play("stateless", "if False:\n    x = 1", "print(x)")[1].missing_binding
-
-
-NAMES = ("a", "b", "c")
-own = st.sampled_from(NAMES)
-statements = st.one_of(
-    st.builds("{} = {} + {}".format, own, own, own),
-    st.builds("print({}, step({} % 3))".format, own, own),
-    st.builds("{} = sum({} for i in range(3))".format, own, own),
-    st.builds("if {} > {}:\n    print({})\nelse:\n    new = {}".format, own, own, own, own),
-    st.builds("def f(x):\n    return x + {}\nprint(f({}))".format, own, own),
-    st.builds("for {} in range(2):\n    step()".format, own),
-    st.builds("try:\n    refuse()\nexcept PermissionError as error:\n    print(error, {})".format, own),
-    st.just("refuse('so')"),
-    st.just("print(1 // 0)"),
-    st.just("print(unknown)"),
-    st.just("step("),
-    own,
-)
+    found = play("stateless", "x = 1\nif False:\n    y = 1\nprint(y)", "print(x)", "print(y)")
+    assert all(observation.name_error for observation in found)
+    assert [observation.missing_name for observation in found] == [None, "x", None]
 
 
 # Which names a block leaves bound
@@ -105,17 +82,13 @@ statements = st.one_of(
         ("for i in range(3):\n    pass\nfor j in []:\n    pass", "i"),
         ("[c for c in range(3)]\n{k: v for k, v in []}", ""),
         ("[(last := c) for c in range(3)]\nif (n := 5):\n    pass", "last n"),
-        ("(lambda: (hidden := 1))()", ""),
         ("try:\n    1 / 0\nexcept ZeroDivisionError as error:\n    seen = 1", "seen"),
         ("def f():\n    global g, h\n    g = 1\nf()", "f g"),
-        ("def f():\n    global g\n    g = 1", "f"),
         ("match {'a': 1, 'b': [2, 3]}:\n    case {'a': x, **rest}:\n        pass", "rest x"),
         ("if False:\n    never = 1", ""),
         ("list = [1]\nif False:\n    print = 1", "list"),
         ("before = 1\n1 / 0\nafter = 2", "before"),
-        ("f = step", "f"),
         ('quoted = f\'{ {"a": 1}["a"] }\'', "quoted"),  # newer syntax than some hosts can parse
-        ("step()\nprint(len('ab'))", ""),
     ],
 )
 def test_bound_names_are_exact(play, code, names):
@@ -127,7 +100,6 @@ def test_bound_names_are_exact(play, code, names):
 
 def test_active_names_add_up_only_when_persistent(play):
     assert [o.active_globals for o in play("persistent", "x = 1", "y = 2", "1 / 0")] == [("x",), ("x", "y"), ("x", "y")]
-    assert [o.active_globals for o in play("stateless", "x = 1", "y = 2")] == [(), ()]
     assert [o.last_step_globals for o in play("stateless", "x = 1", "y = 2")] == [("x",), ("y",)]
 
 
@@ -246,13 +218,9 @@ def test_long_output_is_cut_and_says_so(play):
     long, after = play("persistent", "for i in range(50_000):\n    print('x' * 99)\nx = 1", "print(x)")
     assert len(long.output) < 21_000 and long.output.endswith("[output cut at 20000 characters]\n")
     assert long.error is None and after.output == "1\n"  # the block itself goes on
-    (exact,) = play("persistent", "print('x' * 9)", output_limit=10)
+    exact, error = play("persistent", "print('x' * 9)", "raise ValueError('x' * 1_000_000)", output_limit=10)
     assert exact.output == "x" * 9 + "\n"
-
-
-def test_long_error_is_cut(play):
-    (observation,) = play("persistent", "raise ValueError('x' * 1_000_000)")
-    assert observation.error_type == "ValueError" and len(observation.error) < 21_000
+    assert error.error_type == "ValueError" and len(error.error) < 100
 
 
 @pytest.mark.parametrize("item", ["'a' * 1000", "[0] * 99"])
@@ -287,7 +255,10 @@ def test_clock_of_the_default_engine_stands_still():
 # Hostile blocks: see also test_hostile.py
 
 
-@given(code=st.text(st.characters(), max_size=30) | st.lists(statements, max_size=3).map("\n".join))
+STATEMENTS = ["step(", "x", "x = y + 1", "def f(x):\n    return x + y\nprint(f(1))", "refuse('so')", "print(1 // 0)"]
+
+
+@given(code=st.text(st.characters(), max_size=30) | st.lists(st.sampled_from(STATEMENTS), max_size=3).map("\n".join))
 @settings(max_examples=60, deadline=None)
 def test_any_text_is_observed(pool, code):
     with Runtime("persistent", Counter().tools, pool=pool) as runtime:

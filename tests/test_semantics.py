@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scripted import CONFIG, block, small_task
+from scripted import CONFIG, small_task
 
-from knapsack import agent, prompts
+from knapsack import prompts
 from knapsack.environment import KnapsackEnvironment
-from knapsack.runtime import KINDS, RUNTIME_KINDS, Observation, Runtime, interpreter_pool
+from knapsack.runtime import KINDS, RUNTIME_KINDS, Runtime, interpreter_pool
 from knapsack.sandbox import InterpreterPool
 from knapsack.tasks import Item, KnapsackConfig, Task, sample_task
 
@@ -60,8 +60,6 @@ place = st.integers(0, len(IDS) + 1)  # the last two are no item's
 # Statements that read only names which the turn has bound before: a, b, c and ids at its start, or their own.
 STATEMENTS = st.one_of(
     st.builds("{} = {} + {}".format, own, own, own),
-    st.builds("{} -= {}".format, own, own),
-    st.builds("print({}, f'{{{}:>4}}')".format, own, own),
     st.builds("{0} = sum({1} * i for i in range(3)); print({0})".format, own, own),
     st.builds("if {} > {}:\n    print({})\nelse:\n    new = {}".format, own, own, own, own),
     st.builds("def f(x, y={}):\n    return x + y + {}\nprint(f({}))".format, own, own, own),
@@ -73,7 +71,6 @@ STATEMENTS = st.one_of(
     st.builds("try:\n    take_item(ids[{}])\nexcept Exception as error:\n    print(error, {})".format, place, own),
     st.just("for i in ids * 2:\n    try:\n        inspect(i)\n    except RuntimeError:\n        pass"),
     st.builds("try:\n    print({} // {})\nfinally:\n    print('on')".format, own, own),
-    st.builds("from math import floor as down\nprint(down({} / 2))".format, own),
     st.builds("[kept := {} for _ in range(2)]\nprint(kept)".format, own),
     st.builds("match {}:\n    case 0:\n        print('zero')\n    case other:\n        print(other)".format, own),
     st.sampled_from(["print(never_bound)", "take_item('nothing')", "inspect()", "raise ValueError('so')", "step("]),
@@ -105,12 +102,6 @@ def test_persistence_is_the_only_difference(engine):
         assert all(one == seen[0] for one in seen)
 
     holds()
-
-
-def test_and_it_is_a_difference(engine):
-    (_, kept), _ = engine.play("persistent", ["x = 5", "print(x)"])
-    (_, gone), _ = engine.play("stateless", ["x = 5", "print(x)"])
-    assert kept.output == "5\n" and gone.error == "NameError: name 'x' is not defined" and gone.missing_binding
 
 
 # The cap
@@ -186,24 +177,6 @@ def act(environment: KnapsackEnvironment, actions: list[tuple[str, str]]) -> lis
     return answers
 
 
-def test_a_second_look_is_free_and_shows_the_same(engine):
-    @engine.examples(60)
-    @given(st.lists(st.lists(st.sampled_from(IDS), max_size=20), min_size=1, max_size=3), st.sampled_from(KINDS))
-    def holds(looks, kind):
-        loop = "for i in {}:\n    try:\n        print(inspect(i))\n    except RuntimeError:\n        print('no', i)"
-        observations, environment = engine.play(kind, [loop.format(ids) for ids in looks])
-        known, lines = {}, []
-        for i in [i for ids in looks for i in ids]:
-            if i not in known and len(known) < TASK.inspect_budget:
-                item = TASK.items[i]
-                known[i] = json.dumps({"class": item.item_class, "value": item.value, "weight": item.weight})
-            lines.append(known.get(i, f"no {i}"))
-        assert "".join(one.output for one in observations).splitlines() == lines
-        assert environment.metrics()["inspected_count"] == len(known) <= TASK.inspect_budget
-
-    holds()
-
-
 @given(ACTIONS, st.sampled_from([*IDS, "item_x", "", None, 7]), ACTIONS)
 @settings(max_examples=100, deadline=None)
 def test_refused_item_changes_nothing_now_or_later(before, item_id, after):
@@ -267,20 +240,6 @@ def test_score_is_that_of_a_recomputation(engine):
         assert environment.solved == (value == best)
 
     holds()
-
-
-@given(st.integers(0, 10**6), CONFIGS, st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
-def test_reference_optimum_is_solved_and_nothing_is_better(seed, config, source):
-    task = sample_task(seed, config)
-    assume(allowed(task) <= 14)
-    environment = KnapsackEnvironment(task)
-    for number, item_id in enumerate(source.sample(task.optimal_items, len(task.optimal_items))):
-        assert not environment.solved and environment.score < 1, number
-        environment.take_item(item_id)
-    assert environment.score == 1 and environment.solved
-    assert environment.value == task.optimal_value == greatest(task)
-    assert environment.weight == task.optimal_weight <= task.capacity
 
 
 def test_whole_weight_of_the_optimum_is_needed_only_where_it_helps():
@@ -376,32 +335,11 @@ def test_announced_carry_over_differs_only_in_what_the_agent_is_told(engine):
             quiet, loud = (json.loads(prompts.observation_message(observation, k)["content"]) for k in CARRY_OVER)
             hidden = replace(observation, active_globals=())
             assert quiet == json.loads(prompts.observation_message(hidden, "stateless")["content"])
-            if observation.active_globals:
+            if observation.active_globals:  # the announcement is made when names are carried, and only then
                 told = loud["runtime_state"]
                 assert told.pop("note") == prompts.CARRIED
                 assert told.pop("active_globals") == list(observation.active_globals)
-                quiet["runtime_state"].pop("active_globals")
+                assert quiet["runtime_state"].pop("active_globals") == []
             assert loud == quiet
 
     holds()
-
-
-def test_announcement_is_made_when_names_are_carried_and_only_then():
-    def told(observation: Observation) -> str:
-        return prompts.observation_message(observation, "carry-over-announced")["content"]
-
-    cut = Observation("", "RuntimeError", "limit", "cap", cap_hit=True, active_globals=("x",), last_step_globals=("x",))
-    assert prompts.CARRIED in told(cut) and '"active_globals": ["x"]' in told(cut)
-    assert prompts.CARRIED not in told(replace(cut, active_globals=()))
-    silent = prompts.observation_message(cut, "carry-over")["content"]
-    assert prompts.CARRIED not in silent and '"active_globals": []' in silent
-
-
-@pytest.mark.parametrize("kind", CARRY_OVER)
-def test_turn_without_code_is_the_one_turn(engine, kind):
-    """A reply that breaks the protocol uses up the turn for which names were carried."""
-    replies = iter([block("x = 5" + CUT.format(4)), "No code here.", block("print(x)")])
-    play = agent.episode(TASK, kind, agent.EpisodeSettings(3, 3), engine.pool)
-    episode = agent.run_alone(play, lambda messages: agent.Reply(next(replies), 0, 0))
-    assert episode.turns[0].observation.active_globals == ("i", "x")
-    assert episode.turns[2].observation.error == "NameError: name 'x' is not defined"

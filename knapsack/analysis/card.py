@@ -15,13 +15,15 @@ import math
 
 import pandas as pd
 
-from knapsack.analysis.comparisons import overview
-from knapsack.analysis.metrics import MODELS, RUNTIMES, cell_table, later_turns
-from knapsack.analysis.statistics import mean_interval, ratio_interval, share_interval
+from knapsack.analysis.comparisons import overview, per_later_turn
+from knapsack.analysis.estimates import Estimate, look_up
+from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap, share_interval
+from knapsack.analysis.metrics import CELL, MODELS, RUNTIMES, completed, later_turns
+from knapsack.analysis.statistics import UNDECIDED
 from knapsack.analysis.tables import Table, between, markdown, number
 from knapsack.runtime import KINDS
 
-LEANS, ANEW, UNDECIDED = "leans", "writes anew", "undecided"
+LEANS, ANEW = "leans", "writes anew"
 VERDICTS = {  # by the outcomes in the persistent and the stateless runtime
     (LEANS, LEANS): "as if trained for the persistent runtime",
     (ANEW, ANEW): "as if trained for the stateless runtime",
@@ -41,7 +43,7 @@ it (interval from resampled episodes). "–": there is no such episode or turn.
 
 ## Which runtime it behaves as if trained for
 
-**Verdict: {verdict}.** {reasons}
+**Verdict: {verdict}.**
 
 {habits}
 In each episode the first turn that tells is counted: it *leans*, or it *writes anew*, binding without reading it a
@@ -57,7 +59,7 @@ def first_uses(episodes: pd.DataFrame, turns: pd.DataFrame, model: str) -> pd.Da
 
     Index: runtime; columns: n, leans, anew (integers). Splits are pooled.
     """
-    done = episodes[(episodes["model"] == model) & (episodes["status"] == "completed")]
+    done = completed(episodes[episodes["model"] == model])
     later = later_turns(turns[turns["model"] == model])
     telling = later[(later["names_needed"] > 0) | (later["names_bound_again"] > 0)].sort_values("turn", kind="stable")
     first = telling.drop_duplicates(["runtime", "split", "task_id"])
@@ -80,7 +82,7 @@ def outcome(n: int, leans: int, anew: int) -> str:
     return UNDECIDED
 
 
-def verdict(uses: pd.DataFrame) -> str:
+def habit(uses: pd.DataFrame) -> str:
     """The verdict from ``first_uses``: one of VERDICTS, "undecided", or which runtime is missing."""
     missing = [kind for kind in KINDS if kind not in uses.index]
     if missing:
@@ -89,12 +91,16 @@ def verdict(uses: pd.DataFrame) -> str:
 
 
 def model_card(
-    episodes: pd.DataFrame, turns: pd.DataFrame, model: str, n_resamples: int = 5000, seed: int = 0
+    episodes: pd.DataFrame,
+    turns: pd.DataFrame,
+    estimates: pd.DataFrame,
+    model: str,
+    bootstrap: Bootstrap = BOOTSTRAP,
 ) -> str:
-    """The card of ``model`` as Markdown, from the tables of ``metrics.read_cells``.
+    """The card of ``model`` as Markdown, from the tables of ``metrics.read_cells`` and their ``estimates_table``.
 
-    The other models of the tables appear for comparison of habits only. Raises ValueError for a model without any
-    episode, naming those that are there.
+    The other models of the tables appear for comparison of habits only; ``bootstrap`` is for the share of turns that
+    lean. Raises ValueError for a model without any episode, naming those that are there.
     """
     models = list(dict.fromkeys(episodes["model"]))
     if model not in models:
@@ -103,41 +109,39 @@ def model_card(
     uses = {model: first_uses(episodes, turns, model)}
     uses |= {name: first_uses(episodes, turns, name) for name in MODELS if name in models and name != model}
     missing = [kind for kind in KINDS if kind not in set(own["runtime"])]
-    mine = turns[turns["model"] == model]
-    rows = [_cell(row, own, mine, n_resamples, seed) for row in cell_table(own, n_resamples, seed).to_dict("records")]
-    reasons = [_reason(kind, *uses[model].loc[kind]) for kind in KINDS if kind in uses[model].index]
+    rows = [_cell(key, group, turns, estimates, bootstrap) for key, group in own.groupby(CELL, sort=False)]
     return CARD.format(
         model=model,
         overview=overview(own) + (f" Not played in the {' or '.join(missing)} runtime." if missing else ""),
         cells=markdown(Table(pd.DataFrame(rows), "")),
-        verdict=verdict(uses[model]),
-        reasons=" ".join(reasons),
+        verdict=habit(uses[model]),
         habits=markdown(Table(pd.DataFrame([_habits(*use) for use in uses.items()]), "")),
         rule="".join(f"* {one}, {other}: {said}\n" for (one, other), said in VERDICTS.items()),
     )
 
 
-def _cell(row: dict, own: pd.DataFrame, mine: pd.DataFrame, n_resamples: int, seed: int) -> dict[str, str]:
+def _cell(
+    key: tuple, own: pd.DataFrame, turns: pd.DataFrame, estimates: pd.DataFrame, bootstrap: Bootstrap
+) -> dict[str, str]:
     """A row of the table of cells, as text."""
-    done = own[(own["runtime"] == row["runtime"]) & (own["split"] == row["split"]) & (own["status"] == "completed")]
-    tokens = mean_interval(done["total_tokens"].to_numpy(float), n_resamples, seed)
-    later = later_turns(mine[(mine["runtime"] == row["runtime"]) & (mine["split"] == row["split"])])
-    counts = (later["names_needed"] > 0).groupby(later["task_id"]).agg(["sum", "count"])
-    lean = ratio_interval(counts["sum"].to_numpy(), counts["count"].to_numpy(), n_resamples, seed)
-    return {
-        "split": row["split"],
-        "runtime": row["runtime"],
-        "n": number(row["n"]),
-        "unscored": number(row["unscored"]),
-        "score %": between(row["score_mean"], row["score_low"], row["score_high"], 1, 100) or "–",
-        "solved %": number(100 * row["solved"], 1) or "–",
-        "turns": number(row["turns"], 1) or "–",
-        "total tokens": between(row["total_tokens"], *tokens) or "–",
-        "misses a name %": _share(int((done["missing_bindings"] > 0).sum()), len(done)),
-        "hits the cap %": _share(int((done["cap_hits"] > 0).sum()), len(done)),
-        "later turns": number(len(later)),
-        "of them lean %": between(*lean, scale=100) or "–",
+
+    def found(quantity: str) -> Estimate:
+        return look_up(estimates, quantity, key[2], key[:2])
+
+    later, _, leaning = per_later_turn(turns[(turns[CELL] == list(key)).all(axis=1)], bootstrap)
+    row = {
+        "score %": between(*found("score").interval, 1, 100),
+        "solved %": number(100 * found("solved").value, 1),
+        "turns": number(found("turns").value, 1),
+        "total tokens": between(*found("total_tokens").interval),
+        "misses a name %": between(*found("missing_binding").interval, scale=100),
+        "hits the cap %": between(*found("cap_hit").interval, scale=100),
+        "later turns": number(later),
+        "of them lean %": between(*leaning, scale=100),
     }
+    n = found("score").n
+    counted = {"split": key[2], "runtime": key[1], "n": number(n), "unscored": number(len(own) - n)}
+    return counted | {title: text or "–" for title, text in row.items()}
 
 
 def _habits(model: str, uses: pd.DataFrame) -> dict[str, str]:
@@ -147,16 +151,7 @@ def _habits(model: str, uses: pd.DataFrame) -> dict[str, str]:
         n, leans, anew = uses.loc[kind] if kind in uses.index else (0, 0, 0)
         row[f"{kind}: n"] = number(n)
         row |= {f"{kind}: leans %": _share(leans, n), f"{kind}: writes anew %": _share(anew, n)}
-    return row | {"verdict": verdict(uses) + (", by design" if model == "teacher" else "")}
-
-
-def _reason(kind: str, n: int, leans: int, anew: int) -> str:
-    found = outcome(n, leans, anew)
-    conclusion = "so the outcome is undecided" if found == UNDECIDED else f"so it {found}"
-    return (
-        f"In the {kind} runtime it first leans in {leans} and first writes anew in {anew} of {n} scored episodes, "
-        f"{conclusion}."
-    )
+    return row | {"verdict": habit(uses) + (", by design" if model == "teacher" else "")}
 
 
 def _share(count: int, n: int) -> str:

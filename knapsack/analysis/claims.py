@@ -1,6 +1,6 @@
 """The paper's claims beside this run's estimates, with verdicts by rule.
 
-Each claim is about one quantity, estimated from the same files as everything else, with a 95 % interval. Three rules:
+Each claim is about rows of ``estimates``, with their 95 % intervals, and for "no difference" of the tests. Three rules:
 
 * **direction** (a difference above 0, a ratio above 1): reproduced if the interval lies on the claimed side; not
   reproduced if it lies on the other, or if it holds "no effect" but not the paper's number, so that an effect of that
@@ -13,73 +13,67 @@ Each claim is about one quantity, estimated from the same files as everything el
 
 ``size``, where the paper gives a number and the claim is reproduced: the interval holds it, or lies below or above.
 Fewer than FEWEST tasks, or a cell that was not played, are never more than not testable.
+
+**The cap on tool calls.** v3 plays at caps of 25 and 80 and has other numbers for each: its claims are held against the
+number for this run's cap, and are not testable at a cap for which it has none. v1 makes no claim depend on a cap, and
+does not tell whether its evaluation had one (its configurations got their 25 later): its claims are judged at any.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
-from knapsack.analysis import statistics, tables
-from knapsack.analysis.equivalence import LEVEL, MARGIN, equivalence
-from knapsack.analysis.intervals import ratio_interval, share_difference, share_interval
-from knapsack.analysis.metrics import cell_name, completed
-from knapsack.analysis.statistics import PP, PS, SP, SS, paired
-from knapsack.runs import Run, write_folder, write_text
+from knapsack.analysis import tables
+from knapsack.analysis.estimates import PP, PS, SP, SS, Estimate, look_up
+from knapsack.analysis.metrics import cell_name
+from knapsack.analysis.statistics import LEVEL
 from knapsack.runtime import KINDS
 
 REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE = "reproduced", "not reproduced", "not testable at this scale"
 IN_SIZE, SMALLER, LARGER = "in size", "smaller", "larger"
 FEWEST = 6  # tasks with which a two-sided signed-rank test can be significant at all: 2 ÷ 2⁶ < 0.05
 BASE_BELOW = 0.08
+TRAINING = "training"  # stands for a split
 BP, BS = (("base", kind) for kind in KINDS)
 COLUMNS = ["claim", "version", "split", "unit", "paper", "n", "estimate", "low", "high", "verdict", "size", "reason"]
 UNITS = {"points": (100, 1, " points"), "share": (100, 0, " %"), "ratio": (1, 2, " ×"), "D": (1, 2, "")}  # how to show
-START, END = "<!-- claims: computed by knapsack.analysis.claims.publish -->", "<!-- end of claims -->"
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What a run says of a claim; ``low`` and ``high`` are of the 95 % interval."""
+class Numbers:
+    """What claims are judged by: the tables of estimates, of tests and of equivalence, all of the same episodes."""
 
-    n: int
-    value: float
-    low: float
-    high: float
-    verdict: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Data:
-    """What the estimates are made of: the episodes, ``statistics.tests_table`` of them, and the settings."""
-
-    episodes: pd.DataFrame
+    estimates: pd.DataFrame
     tests: pd.DataFrame
-    margin: float
-    n_resamples: int
-    seed: int
+    equivalence: pd.DataFrame
+
+
+Judged = tuple[Estimate, str, str]  # estimate, verdict, reason
 
 
 @dataclass(frozen=True)
 class Claim:
-    """``paper``: its number, in the unit's own scale (shares from 0 to 1), for every split or by split; ``said``: how
-    the paper puts it, where that is not the number. ``estimate(data, split, paper)`` gives None if a cell was not
-    played."""
+    """``paper``: its number, in the unit's own scale (shares from 0 to 1): one for all, or one by split, or by cap
+    where the text names the cap. ``said``: how the paper puts it, where that is not the number. Without ``cells`` the
+    claim is about the training traces."""
 
     text: str
     version: str
     unit: str
-    paper: float | dict[str, float] | None
+    paper: float | dict[str, float] | dict[int, float] | None
     cells: tuple[tuple[str, str], ...]
-    estimate: Callable[[Data, str, float | None], Estimate]
+    judge: Callable[[Numbers, str, float | None], Judged]
     said: str = ""
 
-    def number(self, split: str) -> float | None:
-        """The paper's number for a split, None where it gives none."""
-        return self.paper.get(split) if isinstance(self.paper, dict) else self.paper
+    @property
+    def by_cap(self) -> bool:
+        return "{cap}" in self.text
+
+    def number(self, split: str, cap: int | None) -> float | None:
+        """The paper's number for a split of a run with this cap, None where it gives none."""
+        return self.paper.get(cap if self.by_cap else split) if isinstance(self.paper, dict) else self.paper
 
 
 # The rules
@@ -110,7 +104,7 @@ def same(p_difference: float, p_equivalence: float) -> tuple[str, str]:
     return (REPRODUCED if p_equivalence < LEVEL else NOT_TESTABLE), found
 
 
-def below(low: float, high: float, solved: int, bound: float = BASE_BELOW) -> tuple[str, str]:
+def below(low: float, high: float, solved: bool, bound: float = BASE_BELOW) -> tuple[str, str]:
     """Verdict and reason for "scores below ``bound``, solves none"."""
     if low > bound or solved:
         return NOT_REPRODUCED, "a task solved" if solved else "interval above"
@@ -124,62 +118,43 @@ def size(verdict: str, low: float, high: float, paper: float | None) -> str:
     return SMALLER if high < paper else LARGER if low > paper else IN_SIZE
 
 
-# The estimates
+# What each claim looks at
 
 
 def _no_difference(first: tuple, second: tuple) -> Callable:
-    def estimate(data: Data, split: str, paper: float | None) -> Estimate:
-        a, b = paired(data.episodes, (*first, split), (*second, split), "score")
-        found = equivalence(a, b, data.margin, data.n_resamples, data.seed)
-        tests = data.tests[(data.tests["split"] == split) & (data.tests["quantity"] == "score")]
-        ends = ("→".join(first), "→".join(second))
-        row = tests[[set(pair) == set(ends) for pair in zip(tests["first"], tests["second"], strict=True)]]
-        interval = statistics.mean_interval(a - b, data.n_resamples, data.seed)
-        p = row["p_holm"].iloc[0] if len(row) else math.nan
-        return Estimate(found.n, found.difference, *interval, *same(p, found.p_equivalence))
+    def judge(numbers: Numbers, split: str, paper: float | None) -> Judged:
+        def p_value(table: pd.DataFrame, name: str) -> float:
+            ends = ["→".join(first), "→".join(second)]
+            found = (table["split"] == split) & table["first"].isin(ends) & table["second"].isin(ends)
+            return table.loc[found, name].iloc[0]
 
-    return estimate
+        p_difference = p_value(numbers.tests[numbers.tests["quantity"] == "score"], "p_holm")
+        verdict = same(p_difference, p_value(numbers.equivalence, "p_equivalence"))
+        return look_up(numbers.estimates, "score difference", split, first, second), *verdict
 
-
-def _loss(data: Data, split: str, paper: float | None) -> Estimate:
-    home, away = paired(data.episodes, (*PP, split), (*PS, split), "score")
-    interval = statistics.mean_interval(home - away, data.n_resamples, data.seed)
-    return Estimate(len(home), _mean(home - away), *interval, *direction(*interval, 0, paper))
+    return judge
 
 
-def _missing(data: Data, split: str, paper: float | None) -> Estimate:
-    away, home = (side > 0 for side in paired(data.episodes, (*PS, split), (*PP, split), "missing_bindings"))
-    ends = share_interval(away.sum(), len(away))
-    _, low, high = share_difference(away, home)
-    return Estimate(len(away), _mean(away), *ends, *direction(low, high, 0, paper, ends))
+def _effect(quantity: str, first: tuple, second: tuple, none: float = 0) -> Callable:
+    def judge(numbers: Numbers, split: str, paper: float | None) -> Judged:
+        found = look_up(numbers.estimates, quantity, split, first, second)
+        return found, *direction(found.low, found.high, none, paper)
+
+    return judge
 
 
-def _tokens(first: tuple, second: tuple) -> Callable:
-    def estimate(data: Data, split: str, paper: float | None) -> Estimate:
-        pair = paired(data.episodes, (*first, split), (*second, split), "total_tokens")
-        found = ratio_interval(*pair, data.n_resamples, data.seed)
-        return Estimate(len(pair[0]), *found, *direction(*found[1:], 1, paper))
-
-    return estimate
+def _missing(numbers: Numbers, split: str, paper: float | None) -> Judged:
+    away = look_up(numbers.estimates, "missing_binding", split, PS)
+    more = look_up(numbers.estimates, "missing_binding difference", split, PS, PP)
+    return away._replace(n=more.n), *direction(more.low, more.high, 0, paper, away[2:4])
 
 
-def _interaction(data: Data, split: str, paper: float | None) -> Estimate:
-    d = statistics.interaction(data.episodes, split, "score")
-    interval = statistics.mean_interval(d, data.n_resamples, data.seed)
-    return Estimate(len(d), _mean(d), *interval, *direction(*interval, 0, paper))
-
-
-def _base(data: Data, split: str, paper: float | None) -> Estimate:
+def _base(numbers: Numbers, split: str, paper: float | None) -> Judged:
     """Of the runtime in which the base scores more."""
-    sides = [paired(data.episodes, (*cell, split), (*cell, split), "score")[0] for cell in (BP, BS)]
-    solved = sum(int(paired(data.episodes, (*cell, split), (*cell, split), "solved")[0].sum()) for cell in (BP, BS))
-    best = max(sides, key=_mean)
-    interval = statistics.mean_interval(best, data.n_resamples, data.seed)
-    return Estimate(min(map(len, sides)), _mean(best), *interval, *below(*interval, solved))
-
-
-def _mean(values) -> float:
-    return float(values.mean()) if len(values) else math.nan
+    scores = [look_up(numbers.estimates, "score", split, cell) for cell in (BP, BS)]
+    solved = any(look_up(numbers.estimates, "solved", split, cell).value > 0 for cell in (BP, BS))
+    best = max(scores, key=lambda score: score.value)
+    return best._replace(n=min(score.n for score in scores)), *below(best.low, best.high, solved)
 
 
 CLAIMS = (
@@ -195,73 +170,69 @@ CLAIMS = (
         "S→S and S→P: no significant difference in quality", "v1", "points", None, (SS, SP),
         _no_difference(SS, SP), "not significant",
     ),
-    Claim("P→S scores less than P→P (cap of 25)", "v3", "points", 0.66 - 0.07, (PP, PS), _loss),
-    Claim("D = (P→P − P→S) − (S→P − S→S) is above 0 (cap of 25)", "v3", "D", 0.73, (PP, PS, SP, SS), _interaction),
+    Claim(
+        "P→S scores less than P→P (cap of {cap})", "v3", "points", {25: 0.66 - 0.07, 80: 0.77 - 0.61}, (PP, PS),
+        _effect("score difference", PP, PS),
+    ),
+    Claim(
+        "D = (P→P − P→S) − (S→P − S→S) is above 0 (cap of {cap})", "v3", "D", {25: 0.73, 80: 0.43}, (PP, PS, SP, SS),
+        _effect("score interaction", KINDS[:1], KINDS[1:]),
+    ),
     Claim("P→S: episodes miss a name, more than in P→P", "v1", "share", 0.80, (PP, PS), _missing),
-    Claim("S→P spends more tokens than P→P (amnesia tax)", "v1", "ratio", 3.5, (SP, PP), _tokens(SP, PP)),
+    Claim(
+        "S→P spends more tokens than P→P (amnesia tax)", "v1", "ratio", 3.5, (SP, PP),
+        _effect("total_tokens ratio", SP, PP, 1),
+    ),
     Claim(
         "S→S spends more tokens than P→P", "v1", "ratio", {"easy": 58_814 / 19_648, "hard": 67_898 / 18_612}, (SS, PP),
-        _tokens(SS, PP),
+        _effect("total_tokens ratio", SS, PP, 1),
     ),
     Claim(
         "base: scores below 8 % in either runtime, solves none", "v1", "points", None, (BP, BS),
         _base, "< 8 points, none solved",
     ),
+    Claim(
+        "Stateless training traces are longer than persistent ones", "v1", "ratio", 2.3, (),
+        _effect("trace_tokens ratio", KINDS[1:], KINDS[:1], 1),
+    ),
+    Claim(
+        "Stateless training episodes spend more tokens", "v1", "ratio", 55_516 / 18_337, (),
+        _effect("episode_tokens ratio", KINDS[1:], KINDS[:1], 1),
+    ),
 )  # fmt: skip
-TRAINING_CLAIMS = {  # of the training traces, stateless ÷ persistent: (claim, number)
-    "trace_tokens": ("Stateless training traces are longer than persistent ones", 2.3),
-    "episode_tokens": ("Stateless training episodes spend more tokens", 55_516 / 18_337),
-}
 
 
-def claims_table(
-    episodes: pd.DataFrame,
-    tests: pd.DataFrame,
-    facts: pd.DataFrame | None,
-    margin: float = MARGIN,
-    n_resamples: int = 5000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Every claim on every split, then those of the training traces: COLUMNS.
+def claims_table(numbers: Numbers, caps: dict[tuple, int]) -> pd.DataFrame:
+    """Every claim on every split, then those of the training traces: COLUMNS. ``caps``: ``metrics.call_caps``.
 
-    ``tests``: ``statistics.tests_table`` of ``episodes``; ``facts``: those of ``tables.training_traces``, or None. In
-    their unit's own scale are paper, estimate, low and high: "share" and "points" from 0 to 1, "ratio", "D".
+    In their unit's own scale are paper, estimate, low and high: "share" and "points" from 0 to 1, "ratio", "D".
     """
-    data, rows = Data(episodes, tests, margin, n_resamples, seed), []
-    done = completed(episodes)
-    played = set(zip(done["model"], done["runtime"], done["split"], strict=True))
+    known = sorted(set(caps.values()))
+    cap, shown = known[0] if len(known) == 1 else None, tables.listed([str(one) for one in known])
+    splits, rows = [split for split in dict.fromkeys(numbers.estimates["split"]) if split != TRAINING], []
     for claim in CLAIMS:
-        for split in dict.fromkeys(episodes["split"]):
-            absent = [cell_name(*cell) for cell in claim.cells if (*cell, split) not in played]
-            paper = claim.number(split)
-            if absent:
-                reason = f"no scored episode of {tables.listed(absent)}"
-                found = Estimate(0, math.nan, math.nan, math.nan, NOT_TESTABLE, reason)
-            else:
-                found = claim.estimate(data, split, paper)
-            rows.append(_row(claim.text, claim.version, split, claim.unit, paper, found, not claim.said))
-    return pd.DataFrame([*rows, *_of_training(facts, n_resamples, seed)], columns=COLUMNS)
+        for split in splits if claim.cells else [TRAINING]:
+            paper = claim.number(split, cap)
+            found, verdict, reason = _judged(claim, numbers, split, paper)
+            if found.n and claim.by_cap and paper is None:
+                verdict, reason = NOT_TESTABLE, f"the paper gives no number for a cap of {shown}"
+            told = "" if claim.said else size(verdict, found.low, found.high, paper)
+            row = [claim.text.format(cap=shown), claim.version, split, claim.unit, math.nan if paper is None else paper]
+            rows.append([*row, *found[:4], verdict, told, reason])
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _of_training(facts: pd.DataFrame | None, n_resamples: int, seed: int) -> Iterator[list]:
-    for column, (text, paper) in TRAINING_CLAIMS.items():
-        found = Estimate(0, math.nan, math.nan, math.nan, NOT_TESTABLE, "no training traces")
-        if facts is not None and len(facts) and facts[column].notna().all():
-            sides = facts.pivot(index="task_id", columns="runtime", values=column).sort_index()
-            ratio = ratio_interval(sides["stateless"], sides["persistent"], n_resamples, seed)
-            found = Estimate(len(sides), *ratio, *direction(*ratio[1:], 1, paper))
-        yield _row(text, "v1", "training", "ratio", paper, found, True)
-
-
-def _row(
-    text: str, version: str, split: str, unit: str, paper: float | None, found: Estimate, sized: bool
-) -> list:
-    verdict, reason = found.verdict, found.reason
+def _judged(claim: Claim, numbers: Numbers, split: str, paper: float | None) -> Judged:
+    absent = [cell for cell in claim.cells if not look_up(numbers.estimates, "score", split, cell).n]
+    if absent:
+        reason = f"no scored episode of {tables.listed([cell_name(*cell) for cell in absent])}"
+        return Estimate(0, math.nan, math.nan, math.nan), NOT_TESTABLE, reason
+    found, verdict, reason = claim.judge(numbers, split, paper)
+    if found.n == 0 and not claim.cells:
+        return found, NOT_TESTABLE, "no training traces"
     if 0 < found.n < FEWEST:
-        verdict, reason = NOT_TESTABLE, f"fewer than {FEWEST} tasks"
-    told = size(verdict, found.low, found.high, paper) if sized else ""
-    number = math.nan if paper is None else paper
-    return [text, version, split, unit, number, found.n, found.value, found.low, found.high, verdict, told, reason]
+        return found, NOT_TESTABLE, f"fewer than {FEWEST} tasks"
+    return found, verdict, reason
 
 
 def claims_shown(table: pd.DataFrame) -> tables.Table:
@@ -296,34 +267,3 @@ def summary(table: pd.DataFrame) -> str:
     told = [f"{count} {'is' if count == 1 else 'are'} {name}" for name, count in counts.items()]
     told[0] += f" ({sized} in size too)" if sized else ""
     return f"Of {len(table)} claims, each on one split or on the training traces, {tables.listed(told)}."
-
-
-def readme_block(table: pd.DataFrame) -> str:
-    """What README shows of ``claims_table``: the summary and the table without its last column."""
-    shown = claims_shown(table)
-    short = tables.Table(shown.text.drop(columns="why"), shown.caption)
-    return f"{START}\n{summary(table)}\n\n{tables.markdown(short)}{END}"
-
-
-def read_claims(path: str | Path) -> pd.DataFrame:
-    """A ``claims.csv``; text columns without a value are empty, numbers NaN."""
-    table = pd.read_csv(path, dtype={"n": int})
-    return table.fillna({name: "" for name in ("verdict", "size", "reason")})
-
-
-def publish(run: Run, folder: str | Path, readme: str | Path) -> None:
-    """Make ``folder`` hold the run's tables and its claims.csv, and put the claims between README's two marks.
-
-    Raises FileNotFoundError for a run without claims, ValueError for a README without the marks.
-    """
-    source, folder, readme = run.results / "claims.csv", Path(folder), Path(readme)
-    if not source.exists():
-        raise FileNotFoundError(f"{source} is missing: run notebook 05 first")
-    before, start, rest = readme.read_text(encoding="utf-8").partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"{readme} needs the lines {START} and {END}")
-    kept = {path.name: path.read_text(encoding="utf-8") for path in sorted(run.tables.iterdir())}
-    kept["claims.csv"] = source.read_text(encoding="utf-8")
-    write_folder(folder, kept)
-    write_text(readme, f"{before}{readme_block(read_claims(source))}{after}")

@@ -1,20 +1,27 @@
-"""The words and tables of notebook 05 about what was played and how well: computed, naming what is missing.
+"""The words and tables of notebook 05 about quality, cost and failure: computed, naming what is missing.
 
 "Not significant" is never called "equal": that takes an equivalence test, and where it is undecided the power says
-what these tasks could have shown.
+what these tasks could have shown. Sums over the turns of an episode are divided by such sums, and episodes are
+resampled as wholes: the turns of an episode are not independent.
 """
 
 import math
 
 import pandas as pd
 
-from knapsack.analysis import statistics
-from knapsack.analysis.equivalence import POWER, UNDECIDED
-from knapsack.analysis.metrics import cell_name, completed
+from knapsack.analysis.causes import CAUSES
+from knapsack.analysis.conduct import Conduct
+from knapsack.analysis.estimates import look_up
+from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap, ratio_interval, share_interval
+from knapsack.analysis.metrics import CELL, cell_name, completed, later_turns
+from knapsack.analysis.statistics import POWER
 from knapsack.analysis.tables import Table, between, listed, number, probability
 from knapsack.runtime import KINDS
 
-RATIO_COLUMNS = ["split", "cell", "n", "score", "teacher_score", "ratio", "low", "high"]
+NO_PAIRS = "No two cells that the study compares were played."
+
+
+# What was played
 
 
 def overview(episodes: pd.DataFrame) -> str:
@@ -40,7 +47,7 @@ def overview(episodes: pd.DataFrame) -> str:
 
 
 def twins_said(facts: pd.DataFrame) -> str:
-    """How much longer and dearer the stateless training traces are; ``facts``: rows of ``tables.training_facts``."""
+    """How much longer and dearer the stateless training traces are; ``facts``: ``tables.training_facts``."""
     means = facts.drop(columns="task_id").groupby("runtime").mean()
     ratio = means.loc["stateless"] / means.loc["persistent"]
     gap = abs(means.loc["stateless", "score"] - means.loc["persistent", "score"])
@@ -52,182 +59,196 @@ def twins_said(facts: pd.DataFrame) -> str:
     )
 
 
-def cells_said(cells: pd.DataFrame, splits: list[str]) -> str:
-    """What ``metrics.cell_table`` says, cell against cell, a paragraph a split; what lacks a cell is left out."""
-    own = {split: cells[cells["split"] == split].set_index(["model", "runtime"]) for split in splits}
-    lines = [f"**{split.capitalize()}.** {' '.join(_split_said(rows))}" for split, rows in own.items()]
-    return "\n\n".join([*lines, f"Episodes of these cells without a score: {int(cells['unscored'].sum())}."])
-
-
-def _split_said(rows: pd.DataFrame) -> list[str]:
-    """Sentences on the cells of a split; ``rows`` by (model, runtime)."""
-    said = []
-    for kind in KINDS:
-        if {(kind, kind), ("teacher", kind)} <= set(rows.index):
-            own, ceiling = rows.loc[(kind, kind)], rows.loc[("teacher", kind)]
-            said.append(
-                f"Trained and run {kind}, the model reaches "
-                f"{between(own.score_mean, own.score_low, own.score_high, 2)} "
-                f"with {own.total_tokens:,.0f} tokens an episode; "
-                f"its teacher reaches {ceiling.score_mean:.2f} with {ceiling.total_tokens:,.0f}."
-            )
-    if {("persistent", "stateless"), ("persistent", "persistent")} <= set(rows.index):
-        away, home = rows.loc[("persistent", "stateless")], rows.loc[("persistent", "persistent")]
-        said.append(
-            f"Moved to the stateless runtime, the persistent-trained model misses a name that it had bound in "
-            f"{_percent(away.missing_binding_rate)} of its episodes, scores {_gap(away, home)} "
-            f"against home, and spends {away.total_tokens / home.total_tokens:.1f} × the tokens."
-        )
-    if {("stateless", "persistent"), ("persistent", "persistent")} <= set(rows.index):
-        tax, home = rows.loc[("stateless", "persistent")], rows.loc[("persistent", "persistent")]
-        said.append(
-            f"In the persistent runtime the stateless-trained model spends "
-            f"{tax.total_tokens / home.total_tokens:.1f} × the tokens of the persistent-trained one, "
-            f"and scores {_gap(tax, home)} against it."
-        )
-    for (name, runtime), row in rows.iterrows():
-        if name == "base":
-            solved = _percent(row.solved)
-            said.append(f"The base scores {row.score_mean:.2f} in the {runtime} runtime (solved: {solved}).")
-        elif name not in ("teacher", *KINDS) or (name in KINDS and runtime not in KINDS):
-            said.append(
-                f"The model `{name}` scores {between(row.score_mean, row.score_low, row.score_high, 2)} in the "
-                f"{runtime} runtime with {row.total_tokens:,.0f} tokens an episode, and misses a name that it had "
-                f"bound in {_percent(row.missing_binding_rate)} of its episodes."
-            )
-    return said
-
-
-def _percent(share: float) -> str:
-    return f"{number(100 * share)} %"
-
-
-def _gap(cell: pd.Series, home: pd.Series) -> str:
-    return f"{cell.score_mean - home.score_mean:+.2f}".replace("-", "−")
-
-
-def _compared(table: pd.DataFrame) -> pd.DataFrame:
-    """The first columns of every table of comparisons: split, "first − second" by short names, n."""
-    names = ([cell_name(*cell.split("→")) for cell in table[end]] for end in ("first", "second"))
-    pairs = [f"{first} − {second}" for first, second in zip(*names, strict=True)]
-    return pd.DataFrame({"split": table["split"], "cells": pairs, "n": table["n"].map(number)})
+# Is there a difference, and is there none?
 
 
 def tests_shown(tests: pd.DataFrame, quantity: str) -> Table:
     """The rows of ``statistics.tests_table`` of one ``quantity``, "score" (in points of 100) or "total_tokens"."""
-    own = tests[tests["quantity"] == quantity].reset_index(drop=True)
-    scale, digits, unit = (100, 1, "points") if quantity == "score" else (1, 0, "tokens")
-    text = _compared(own)
-    differences = own[["difference", "low", "high"]].to_numpy()
-    text[f"difference, {unit} [95 %]"] = [between(*row, digits, scale) for row in differences]
-    text["p"], text["p (Holm)"] = own["p"].map(probability), own["p_holm"].map(probability)
-    text["r"] = [number(effect, 2) for effect in own["effect"]]
-    if own["note"].any():
-        text["note"] = own["note"]
+    own = tests[tests["quantity"] == quantity]
+    unit, *form = ("points", 1, 100) if quantity == "score" else ("tokens", 0, 1)
+    columns = {"n": "n", f"difference, {unit} [95 %]": ("difference", *form)}
+    columns |= {"p": "p", "p (Holm)": "p_holm", "r": ("effect", 2)}
     caption = (
         f"{'Score' if quantity == 'score' else 'Total tokens'}: mean difference on the same tasks with its 95 % "
         "bootstrap interval (BCa), two-sided Wilcoxon signed-rank test with zero differences dropped, p corrected by "
         "Holm within the family of the row, and the matched-pairs rank-biserial correlation r."
     )
-    return Table(text, caption)
+    return _shown(own, columns | ({"note": "note"} if own["note"].any() else {}), caption)
 
 
 def shares_shown(shares: pd.DataFrame, quantity: str) -> Table:
     """The rows of ``statistics.shares_table`` of one ``quantity``: "solved" or "missing_binding"."""
-    own = shares[shares["quantity"] == quantity].reset_index(drop=True)
-    text = _compared(own)
-    for end in ("first", "second"):
-        text[f"{end} %"] = [number(100 * share) for share in own[f"share_{end}"]]
-    differences = own[["difference", "low", "high"]].to_numpy()
-    text["difference, points [95 %]"] = [between(*row, 0, 100) for row in differences]
-    text["only first"], text["only second"] = own["only_first"].map(number), own["only_second"].map(number)
-    text["p"], text["p (Holm)"] = own["p"].map(probability), own["p_holm"].map(probability)
+    columns = {"n": "n", "first %": ("share_first", 0, 100), "second %": ("share_second", 0, 100)}
+    columns |= {"difference, points [95 %]": ("difference", 0, 100)}
+    columns |= {"only first": "only_first", "only second": "only_second", "p": "p", "p (Holm)": "p_holm"}
     what = "solved" if quantity == "solved" else "with a missing-binding error"
     caption = (
         f"Share of the same tasks {what}: difference with Newcombe's interval for paired shares, how many tasks only "
         "one of the two cells has, and McNemar's exact test, corrected by Holm within the family of the row."
     )
-    return Table(text, caption)
+    return _shown(shares[shares["quantity"] == quantity], columns, caption)
 
 
 def equivalence_shown(table: pd.DataFrame) -> Table:
     """``statistics.equivalence_table``, in points of score."""
-    text = _compared(table)
-    text["tasks that differ"] = table["differing"].map(number)
-    differences = table[["difference", "low", "high"]].to_numpy()
-    text["difference, points [90 %]"] = [between(*row, 1, 100) for row in differences]
-    text["p, a difference"] = table["p_difference"].map(probability)
-    text["p, within the margin"] = table["p_equivalence"].map(probability)
-    text["verdict"] = table["verdict"]
-    text["detectable, points"] = [number(100 * value, 1) for value in table["detectable"]]
-    text["tasks needed"] = table["tasks_needed"].map(number)
+    columns = {"n": "n", "tasks that differ": "differing", "difference, points [90 %]": ("difference", 1, 100)}
+    columns |= {"p, a difference": "p_difference", "p, within the margin": "p_equivalence"}
+    columns |= {"verdict": "verdict", "detectable, points": ("detectable", 1, 100), "tasks needed": "tasks_needed"}
     margin = number(100 * table["margin"].iloc[0], 1) if len(table) else ""
     caption = (
         f"Is the score the same within ± {margin} points? Two one-sided t tests, a two-sided t test and the 90 % "
         f"bootstrap interval (BCa); no correction over rows. Detectable: the smallest difference that these tasks find "
         f"with a power of {POWER:.0%}; tasks needed: to show equal cells of this spread equivalent, with that power."
     )
-    return Table(text, caption)
+    return _shown(table, columns, caption)
 
 
-def power_sentence(table: pd.DataFrame) -> str:
-    """What ``statistics.equivalence_table`` leaves open, and what it would take."""
-    if table.empty:
-        return "No two cells that the study compares were played."
-    counts = [f"{n} {verdict}" for verdict, n in table["verdict"].value_counts().items()]
-    said = [f"Verdicts on {len(table)} pair{'s' * (len(table) > 1)} of cells: {listed(counts)}."]
-    left = table[table["verdict"] == UNDECIDED].dropna(subset=["detectable"])
-    if len(left):
-        said.append(
-            f"*Undecided* is neither. With a power of {POWER:.0%} these tasks could have found a difference of "
-            f"{_range(100 * left['detectable'], 1)} points; to show such cells the same within "
-            f"± {number(100 * left['margin'].iloc[0], 1)} points would take {_range(left['tasks_needed'], 0)} tasks."
-        )
-    return " ".join(said)
+# Errors, state and causes
 
 
-def _range(values: pd.Series, digits: int) -> str:
-    least, most = (number(end(values), digits) for end in (min, max))
-    return least if least == most else f"{least} to {most} (it depends on the pair)"
+def recovery_table(
+    episodes: pd.DataFrame, conduct: Conduct, estimates: pd.DataFrame, bootstrap: Bootstrap = BOOTSTRAP
+) -> pd.DataFrame:
+    """Missing-binding errors and what followed, a row per cell; name, name_low and name_high are a value with its ends.
 
-
-def interactions_shown(table: pd.DataFrame) -> Table:
-    """``statistics.interactions_table`` as text: D of the score, and of log tokens as a ratio of ratios."""
-    rows = []
-    for row in table[table["n"] > 0].to_dict("records"):
-        tokens = row["quantity"] != "score"
-        names = ("ratio", "ratio_low", "ratio_high") if tokens else ("interaction", "low", "high")
-        shown = between(*(row[name] for name in names), 2)
-        what = "total tokens: (P→P ÷ P→S) ÷ (S→P ÷ S→S)" if tokens else "score: (P→P − P→S) − (S→P − S→S)"
-        rows.append({"split": row["split"], "interaction": what, "n": number(row["n"]), "D [95 %]": shown})
-    caption = (
-        "Interaction of training and runtime, from tasks scored in all four cells, with 95 % bootstrap intervals "
-        "(BCa). Of tokens it is a ratio of ratios of geometric means: below 1, each model is cheaper at home."
-    )
-    return Table(pd.DataFrame(rows, columns=["split", "interaction", "n", "D [95 %]"]), caption)
-
-
-def against_teacher(episodes: pd.DataFrame, n_resamples: int = 5000, seed: int = 0) -> pd.DataFrame:
-    """Mean score of each trained model at home ÷ its teacher's on the same tasks, per split: RATIO_COLUMNS.
-
-    95 % percentile bootstrap intervals; left out where the two share no scored task.
+    ``missing``: share of scored episodes with such an error (of ``estimates``). ``errors``: how many there are;
+    ``known``: episodes with one whose task is at hand, so that new items can be told. ``recovered``: share of these
+    whose last error was followed by a new item (Wilson). ``turns``, ``tokens``: means from an error to the next new
+    item, over the errors that have one. ``lost_tokens``: mean tokens that a known episode that did not recover spent
+    after the first error with no new item behind it.
     """
     rows = []
-    for split in dict.fromkeys(episodes["split"]):
-        for kind in KINDS:
-            own, best = statistics.paired(episodes, (kind, kind, split), ("teacher", kind, split), "score")
-            if len(own):
-                ratio = statistics.ratio_interval(own, best, n_resamples, seed)
-                rows.append((split, f"{kind}→{kind}", len(own), own.mean(), best.mean(), *ratio))
-    return pd.DataFrame(rows, columns=RATIO_COLUMNS)
+    for key, group in completed(episodes).groupby(CELL, sort=False):
+        own = _of(conduct.recoveries, key)
+        last = own.sort_values("turn", kind="stable").drop_duplicates("task_id", keep="last")["recovered"]
+        row = dict(zip(CELL, key, strict=True)) | {"n": len(group)}
+        row |= _ends("missing", look_up(estimates, "missing_binding", key[2], key[:2]).interval)
+        row |= {"errors": int(group["missing_bindings"].sum()), "known": len(last)}
+        row |= _ends("recovered", (last.astype(float).mean(), *share_interval(last.sum(), len(last))))
+        back = own[own["recovered"].astype(bool)].groupby("task_id")
+        for name in ("turns", "tokens"):
+            row |= _ends(name, _rate(back[name].sum(), back.size(), bootstrap))
+        row["lost_tokens"] = own[~own["recovered"].astype(bool)].groupby("task_id")["tokens"].max().mean()
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def teacher_shown(table: pd.DataFrame) -> Table:
-    """``against_teacher`` as text."""
-    text = pd.DataFrame({"split": table["split"], "cell": [cell_name(*cell.split("→")) for cell in table["cell"]]})
-    text["n"] = table["n"].map(number)
-    for title, name in (("score %", "score"), ("teacher's score %", "teacher_score")):
-        text[title] = [number(100 * value, 1) for value in table[name]]
-    text["of the teacher's % [95 %]"] = [between(*row, 1, 100) for row in table[["ratio", "low", "high"]].to_numpy()]
-    caption = "How much of its teacher's score a model reaches on the same tasks: ratio of means, percentile bootstrap."
-    return Table(text, caption)
+def recovery_shown(recovery: pd.DataFrame) -> Table:
+    """``recovery_table`` as text."""
+    caption = (
+        "Missing-binding errors (a NameError for a name that an earlier turn had bound) and recovery: the agent gets "
+        "to a new item after the last of them. 95 % intervals: of shares of episodes Wilson's, of means from resampled "
+        "episodes. Tokens lost: what an episode that did not recover spent after the error it never got over."
+    )
+    columns = {"n": "n", "errors": "errors", "episodes with an error %": ("missing", 0, 100)}
+    columns |= {"of them recover %": ("recovered", 0, 100), "turns to recover": ("turns", 1)}
+    columns |= {"tokens to recover": "tokens", "tokens lost": "lost_tokens"}
+    return _shown(recovery, columns, caption)
+
+
+def per_later_turn(turns: pd.DataFrame, bootstrap: Bootstrap = BOOTSTRAP) -> tuple[int, tuple, tuple]:
+    """Of the turns of a cell: how many ``later_turns``; how many names of earlier turns one of them reads before
+    binding them; the share that reads any, or *leans*. The last two with the ends of their intervals."""
+    later = later_turns(turns)
+    by, needed = later["task_id"], later["names_needed"]
+    rates = (_rate(of.groupby(by).sum(), of.groupby(by).size(), bootstrap) for of in (needed, needed > 0))
+    return len(later), *rates
+
+
+def reuse_table(
+    episodes: pd.DataFrame, turns: pd.DataFrame, conduct: Conduct, bootstrap: Bootstrap = BOOTSTRAP
+) -> pd.DataFrame:
+    """How state is carried, a row per cell; name, name_low and name_high are a value with its ends.
+
+    ``code``: mean code of an episode, in ``conduct.unit``; ``redundancy``: share of it that restates or repeats what an
+    earlier turn printed or wrote (``conduct``); ``restated``: share that writes down known state again;
+    ``later_turns``, ``names``, ``leaning``: ``per_later_turn``. 95 % intervals from resampled episodes.
+    """
+    rows = []
+    for key, group in completed(episodes).groupby(CELL, sort=False):
+        sums = _of(conduct.turns, key).groupby("task_id")[["restated", "repeated", "new"]].sum()
+        code, again = sums.sum(axis=1), sums["restated"] + sums["repeated"]
+        later, names, leaning = per_later_turn(_of(turns, key), bootstrap)
+        row = dict(zip(CELL, key, strict=True)) | {"n": len(group), "code": code.mean()}
+        row |= _ends("redundancy", _rate(again, code, bootstrap))
+        row |= {"restated": _rate(sums["restated"], code, bootstrap)[0], "later_turns": later}
+        rows.append(row | _ends("names", names) | _ends("leaning", leaning))
+    return pd.DataFrame(rows)
+
+
+def reuse_shown(reuse: pd.DataFrame, unit: str) -> Table:
+    """``reuse_table`` as text; ``unit``: ``conduct.unit``."""
+    caption = (
+        f"How state is carried. Code: mean {unit} of an episode; again: share of it that writes down what an earlier "
+        "turn had printed or written; restated data: share that is known state, written down again. Later turns: with "
+        "code, after a turn that bound names; names read: those of earlier turns that a block uses before binding them "
+        "itself; leaning: later turns that use any. 95 % intervals from resampled episodes."
+    )
+    columns = {"n": "n", f"code, {unit}": "code", "again %": ("redundancy", 0, 100)}
+    columns |= {"restated data %": ("restated", 0, 100), "later turns": "later_turns"}
+    return _shown(reuse, columns | {"names read a turn": ("names", 2), "leaning %": ("leaning", 0, 100)}, caption)
+
+
+def causes_table(failures: pd.DataFrame, episodes: pd.DataFrame) -> pd.DataFrame:
+    """Episodes below the teacher's score by cause: CELL, n (compared), below, and a column per cause that occurs.
+
+    A row per cell of which the teacher played a task in the same runtime; the teacher's own are left out.
+    """
+    done = completed(episodes)
+    teacher = done[done["model"] == "teacher"]
+    best = set(zip(teacher["runtime"], teacher["split"], teacher["task_id"], strict=True))
+    occur = [cause for cause in CAUSES if cause in set(failures["cause"])]
+    rows = []
+    for key, group in done[done["model"] != "teacher"].groupby(CELL, sort=False):
+        runtime = key[1] if key[1] in KINDS else "stateless"
+        n = sum((runtime, key[2], task_id) in best for task_id in group["task_id"])
+        if n:
+            counts = _of(failures, key)["cause"].value_counts()
+            rows.append((*key, n, int(counts.sum()), *(int(counts.get(cause, 0)) for cause in occur)))
+    return pd.DataFrame(rows, columns=[*CELL, "n", "below", *occur])
+
+
+def causes_shown(causes: pd.DataFrame) -> Table:
+    """``causes_table`` as text."""
+    caption = (
+        "Episodes that scored below the teacher on their task, in the same runtime, by cause: the first rule of "
+        "knapsack/analysis/causes.py that applies, exactly one an episode. n: episodes that can be compared."
+    )
+    columns = {"n": "n", "below the teacher": "below"} | {name: name for name in causes if name in CAUSES}
+    return _shown(causes, columns, caption)
+
+
+def _of(frame: pd.DataFrame, key: tuple) -> pd.DataFrame:
+    return frame[(frame[CELL] == list(key)).all(axis=1)]
+
+
+def _ends(name: str, found: tuple) -> dict[str, float]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+
+
+def _shown(frame: pd.DataFrame, columns: dict[str, str | tuple], caption: str) -> Table:
+    """As text: split and cell (or both cells), then each of ``columns``: title → name or (name, digits, factor), with
+    the interval if the frame has one."""
+    rows = []
+    for row in frame.to_dict("records"):
+        if "first" in row:
+            cells = {"cells": " − ".join(cell_name(*row[end].split("→")) for end in ("first", "second"))}
+        else:
+            cells = {"cell": cell_name(row["model"], row["runtime"])}
+        rows.append({"split": row["split"]} | cells)
+        for title, of in columns.items():
+            name, *form = (of,) if isinstance(of, str) else of
+            ends = ("low", "high") if name == "difference" else (f"{name}_low", f"{name}_high")
+            if isinstance(row[name], str):
+                text = row[name]
+            elif name == "p" or name.startswith("p_"):
+                text = probability(row[name])
+            else:
+                text = between(row[name], *(row.get(end, math.nan) for end in ends), *form)
+            rows[-1][title] = text
+    return Table(pd.DataFrame(rows), caption)
+
+
+def _rate(sums: pd.Series, counts: pd.Series, bootstrap: Bootstrap) -> tuple[float, float, float]:
+    """Sum over sum, a value per episode each, with the interval from resampled episodes."""
+    return ratio_interval(sums.to_numpy(float), counts.to_numpy(float), bootstrap)

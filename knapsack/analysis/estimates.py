@@ -1,168 +1,247 @@
-"""What several runs measured, and how that varies over runs: numbers, then text.
+"""What a run measured, in one long table: every mean, share, difference and ratio that is shown is a row of it.
 
-Within a run an estimate has its interval over tasks (what other tasks would give to the same models); over the runs of
-a group it has a mean, a standard deviation, a range and a t interval (what another run would give, whatever changed
-between these). Neither replaces the other.
+COLUMNS: ``quantity``; ``split``; ``first`` and ``second``, cells as "model→runtime"; ``n``, ``value`` and the ends of
+its 95 % interval; ``note``, what ``intervals`` did where the usual interval does not exist.
+
+* Of one cell (``second`` is empty), over its n scored episodes: the means MEANS (BCa interval); SHARES of episodes
+  with at least one (Wilson); "score_per_1k_tokens", mean score ÷ mean total_tokens × 1,000 (percentile).
+* Of two cells, over the n tasks scored in both: "<quantity> difference", first − second (of means BCa, of shares
+  Newcombe's); "<quantity> ratio", mean(first) ÷ mean(second) (percentile).
+* Of all four cells of the two adapters: "score interaction", the mean of ``interaction``; "total_tokens interaction",
+  exp of the mean of that of logarithms, a ratio of ratios. ``first`` and ``second`` are the models.
+* Of the training traces (split "training"): "trace_tokens ratio" and "episode_tokens ratio", stateless ÷ persistent.
+
+Cells and contrasts without a scored task have n = 0 and NaN; of cells that were not played there is no row.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from knapsack.analysis import statistics
-from knapsack.analysis.metrics import cell_name
-from knapsack.analysis.statistics import PP, PS, RUN_COLUMNS, SP, SS
-from knapsack.analysis.tables import number
+from knapsack.analysis.intervals import (
+    BOOTSTRAP,
+    Bootstrap,
+    bootstrap_interval,
+    mean,
+    ratio_interval,
+    share_difference,
+    share_interval,
+)
+from knapsack.analysis.metrics import CELL
+from knapsack.runtime import KINDS
 
-CELL = ["split", "model", "runtime"]
-VALUES = ["n", "value", "low", "high"]
-IDENTITY = ["task_id", "status", "score", "prompt_tokens", "completion_tokens"]  # equal: the very same episode
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """What a quantity is called, in short and in a table, between which values it can lie at all, and how it is shown:
-    times ``factor``, with a sign where it is ``signed``. A ``ratio`` is summarised over runs in logarithms."""
-
-    name: str
-    title: str
-    least: float
-    most: float
-    factor: int = 1
-    digits: int = 3
-    signed: bool = False
-    ratio: bool = False
-
-
-QUANTITIES = {
-    "score": Quantity("score", "score %", 0, 1, 100, 1),
-    "total_tokens": Quantity("tokens", "total tokens", 0, math.inf, 1, 0),
-    "missing_bindings": Quantity("missing bindings", "episodes with a missing binding %", 0, 1, 100, 1),
-    "aligned": Quantity("aligned difference", "aligned cells, score: P→P − S→S", -1, 1, signed=True),
-    "loss": Quantity("P→S loss", "P→S loss, score: P→P − P→S", -1, 1, signed=True),
-    "interaction": Quantity("interaction D", "interaction D, score: (P→P − P→S) − (S→P − S→S)", -2, 2, signed=True),
-    "tax": Quantity("amnesia tax", "amnesia tax, tokens: S→P ÷ P→P", 0, math.inf, digits=2, ratio=True),
-    "token_interaction": Quantity(
-        "interaction of tokens", "interaction, tokens: (P→P ÷ P→S) ÷ (S→P ÷ S→S)", 0, math.inf, digits=2, ratio=True
-    ),
-}
-OF_CELLS = ("score", "total_tokens", "missing_bindings")
+COLUMNS = ["quantity", "split", "first", "second", "n", "value", "low", "high", "note"]
+MEANS = ("score", "turns", "prompt_tokens", "completion_tokens", "total_tokens", "seconds", "inspected")
+SHARES = {"solved": "solved"}  # of episodes: quantity, and the column that is above 0
+SHARES |= {"name_error": "name_errors", "missing_binding": "missing_bindings", "cap_hit": "cap_hits"}
+PER_1K = "score_per_1k_tokens"
+DIFFERENCES = ("score", "total_tokens", "solved", "missing_binding")  # of every one of ``comparisons``
+OF_TRAINING = ("trace_tokens", "episode_tokens")
+PP, PS, SP, SS = [(model, runtime) for model in KINDS for runtime in KINDS]  # (training, runtime)
+RATIOS = ((SP, PP), (PS, PP), (SS, PP))  # of total_tokens: the amnesia tax, the wrong runtime, the aligned cells
+CELL_COLUMNS = (
+    "model,runtime,split,n,unscored,score_mean,score_low,score_high,solved,turns,prompt_tokens,completion_tokens,"
+    "total_tokens,seconds,score_per_1k_tokens,name_error_rate,missing_binding_rate,cap_hit_rate,inspected"
+).split(",")
 
 
-def cell_values(episodes: pd.DataFrame, n_resamples: int = 5000, seed: int = 0) -> pd.DataFrame:
-    """A row per quantity of OF_CELLS, run and cell, from episodes with a column ``run``: ``n`` scored episodes, their
-    mean ``value`` with 95 % BCa interval, or for missing_bindings the share of those with any and the Wilson interval;
-    NaN where no episode is scored."""
-    rows = []
-    for quantity in OF_CELLS:
-        for key, group in episodes.groupby(["run", *CELL], sort=False):
-            values = group.loc[group["status"] == "completed", quantity].to_numpy(float)
-            if quantity == "missing_bindings":
-                values = values > 0
-                ends = statistics.share_interval(values.sum(), len(values))
-            else:
-                ends = statistics.mean_interval(values, n_resamples, seed)
-            rows.append((quantity, *key, len(values), values.mean() if len(values) else math.nan, *ends))
-    return pd.DataFrame(rows, columns=["quantity", "run", *CELL, *VALUES])
+class Estimate(NamedTuple):
+    """A row of the table, without what it is of."""
+
+    n: int
+    value: float
+    low: float
+    high: float
+    note: str = ""
+
+    @property
+    def interval(self) -> tuple[float, float, float]:
+        """The value and both ends."""
+        return self[1:4]
 
 
-def contrast_values(episodes: pd.DataFrame, n_resamples: int = 5000, seed: int = 0) -> pd.DataFrame:
-    """A row per contrast (the QUANTITIES that are not of cells), run and split: ``n`` tasks completed in its cells,
-    ``value`` and 95 % interval over tasks (BCa, of ratios of means percentile). Left out where a run has no such task.
+def matched(episodes: pd.DataFrame, cells: Iterable[tuple], column: str) -> list[np.ndarray]:
+    """``column`` in each cell (model, runtime, split), for the tasks completed in all of them, in the order of tasks.
+
+    One array of shape (n,) a cell. ValueError where a cell has a task twice: choose one run of several first.
     """
-    rows = []
-    for (run, split), part in episodes.groupby(["run", "split"], sort=False):
-        for contrast, other in (("aligned", SS), ("loss", PS)):
-            home, away = statistics.paired(part, (*PP, split), (*other, split), "score")
-            ends = statistics.mean_interval(home - away, n_resamples, seed)
-            rows.append((contrast, run, split, len(home), (home - away).mean() if len(home) else math.nan, *ends))
-        pair = statistics.paired(part, (*SP, split), (*PP, split), "total_tokens")
-        rows.append(("tax", run, split, len(pair[0]), *statistics.ratio_interval(*pair, n_resamples, seed)))
-        score, tokens = statistics.interactions_table(part, n_resamples, seed).to_dict("records")
-        for contrast, row, names in (
-            ("interaction", score, ("interaction", "low", "high")),
-            ("token_interaction", tokens, ("ratio", "ratio_low", "ratio_high")),
-        ):
-            rows.append((contrast, run, split, row["n"], *(row[name] for name in names)))
-    table = pd.DataFrame(rows, columns=["quantity", "run", "split", *VALUES]).dropna(subset="value")
-    order = list(QUANTITIES)
-    return table.sort_values("quantity", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)
+    sides = []
+    for model, runtime, split in cells:
+        chosen = (episodes["model"] == model) & (episodes["runtime"] == runtime) & (episodes["split"] == split)
+        side = episodes[chosen & (episodes["status"] == "completed")].set_index("task_id")[column]
+        if not side.index.is_unique:
+            raise ValueError(f"{model}, {runtime}, {split}: task {side.index[side.index.duplicated()][0]} occurs twice")
+        sides.append(side)
+    shared = sides[0].index
+    for side in sides[1:]:
+        shared = shared.intersection(side.index)
+    shared = shared.sort_values()
+    return [side.loc[shared].to_numpy(float) for side in sides]
 
 
-def same_episodes(episodes: pd.DataFrame, runs: list[str]) -> list[tuple[str, str, str]]:
-    """Cells (split, model, runtime) that two or more of ``runs`` have, all with the very same scores and tokens."""
-    seen: dict[tuple, list[pd.DataFrame]] = {}
-    for (*cell, _), group in episodes[episodes["run"].isin(runs)].groupby([*CELL, "run"], sort=False):
-        seen.setdefault(tuple(cell), []).append(group[IDENTITY].sort_values("task_id", ignore_index=True))
-    return [cell for cell, alike in seen.items() if len(alike) > 1 and all(map(alike[0].equals, alike[1:]))]
+def comparisons(cells: Iterable[tuple]) -> list[tuple[str, tuple, tuple]]:
+    """The study's comparisons among the (model, runtime, split) that exist: (what, first, second).
 
-
-def directions(contrasts: pd.DataFrame, runs: list[str]) -> dict[bool, list[tuple[str, str]]]:
-    """Contrasts (name, split) that two or more of ``runs`` have: under True those on the same side of no difference
-    in each of them, under False the others."""
-    found: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
-    for (quantity, split), group in contrasts[contrasts["run"].isin(runs)].groupby(["quantity", "split"], sort=False):
-        away = group["value"] - (1 if QUANTITIES[quantity].ratio else 0)
-        if len(away) > 1:
-            found[bool((away > 0).all() or (away < 0).all())].append((QUANTITIES[quantity].name, split))
-    return found
-
-
-def over_runs(values: pd.DataFrame, runs: list[str], same: list[tuple]) -> pd.DataFrame:
-    """``statistics.between_runs`` of the values of ``runs``, a row per quantity and cell (or split of a contrast).
-
-    Of a ratio the mean is the geometric one, ``sd`` a factor, and the interval that of its logarithm. An interval ends
-    where the quantity has to end, and is NaN where all runs agree: three equal shares do not show that a fourth run
-    would give the same. The cells of ``same`` were drawn once: their ``sd`` is NaN too.
+    A comparison changes one thing, apart from the aligned cells. Per split: training within a runtime (between the
+    two adapters only: any other model differs in more than its training traces); the runtime within a model; a
+    carry-over runtime against the stateless one that it mends, and announced against silent; and the two aligned
+    cells.
     """
-    chosen = values[values["run"].isin(runs)].copy()
-    keys = [name for name in ("quantity", *CELL) if name in chosen]
-    ratios = chosen["quantity"].map(lambda name: QUANTITIES[name].ratio)
-    chosen.loc[ratios, "value"] = np.log(chosen.loc[ratios, "value"].where(lambda value: value > 0))
-    table = statistics.between_runs(chosen, "value", keys)
-    ratios = table["quantity"].map(lambda name: QUANTITIES[name].ratio)
-    table.loc[ratios, RUN_COLUMNS[1:]] = np.exp(table.loc[ratios, RUN_COLUMNS[1:]])
-    limits = table["quantity"].map(QUANTITIES)
-    for end in ("low", "high"):
-        table[end] = table[end].clip(limits.map(lambda it: it.least), limits.map(lambda it: it.most))
-    table.loc[table["least"] == table["most"], ["low", "high"]] = math.nan
-    table.loc[[tuple(row) in same for row in table[keys[1:]].to_numpy()], "sd"] = math.nan
-    return table
+    have = list(dict.fromkeys(cells))
+    runtimes, models = ([*dict.fromkeys(cell[place] for cell in have)] for place in (1, 0))
+    found = []
+    for split in dict.fromkeys(cell[2] for cell in have):
+        for runtime in [*KINDS, *(name for name in runtimes if name not in KINDS)]:
+            pair = (("persistent", runtime, split), ("stateless", runtime, split))
+            found.append((f"training, in the {runtime} runtime", *pair))
+        for model in models:
+            for what, one, other in (
+                ("runtime", "persistent", "stateless"),
+                ("carry-over", "carry-over", "stateless"),
+                ("announced carry-over", "carry-over-announced", "stateless"),
+                ("announcing the carry-over", "carry-over-announced", "carry-over"),
+            ):
+                found.append((f"{what}, {model}", (model, one, split), (model, other, split)))
+        found.append(("aligned cells", (*PP, split), (*SS, split)))
+    return [row for row in found if row[1] in have and row[2] in have]
 
 
-def shown(values: pd.DataFrame, summaries: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """As text: a row per quantity and cell (or split), a column per run, then those of each of ``summaries``
-    (``over_runs``), whose titles begin with its key."""
-    keys = [name for name in ("quantity", *CELL) if name in values]
-    runs, rows = list(dict.fromkeys(values["run"])), []
-    summaries = {name: table.set_index(keys) for name, table in summaries.items()}
-    for key, here in values.groupby(keys, sort=False):
-        what, here = QUANTITIES[key[0]], here.set_index("run")
-        row = {"quantity": what.title, "split": key[1]} | ({"train→runtime": cell_name(*key[2:])} if key[2:] else {})
-        row |= {run: _estimate(what, *here.loc[run, VALUES[1:]]) if run in here.index else "" for run in runs}
-        for name, table in summaries.items():
-            found = table.loc[key] if key in table.index else dict.fromkeys(RUN_COLUMNS, math.nan) | {"runs": 0}
-            row[f"{name}: runs"] = number(found["runs"])
-            row[f"{name}: mean"] = _number(what, found["mean"])
-            spread = number(what.factor * found["sd"], what.digits)
-            row[f"{name}: sd"] = f"× {spread}" if what.ratio and spread else spread
-            row[f"{name}: range"] = _range(what, found["least"], found["most"])
-            row[f"{name}: 95 % t"] = _range(what, found["low"], found["high"])
-        rows.append(row)
-    return pd.DataFrame(rows)
+def interaction(episodes: pd.DataFrame, split: str, column: str, logarithm: bool = False) -> np.ndarray:
+    """D = (PP − PS) − (SP − SS) of each task completed in all four cells of a split, shape (n,), ordered by task.
+
+    XY is the model trained on X in runtime Y: D says how much more the persistent-trained model gains from the
+    persistent runtime than the stateless-trained one. With ``logarithm`` of ln(column), where exp(D) is a ratio of
+    ratios; tasks with a 0 in any cell then have no D and are left out.
+    """
+    cells = np.array(matched(episodes, [(*cell, split) for cell in (PP, PS, SP, SS)], column))
+    if logarithm:
+        cells = np.log(cells[:, (cells > 0).all(axis=0)])
+    return (cells[0] - cells[1]) - (cells[2] - cells[3])
 
 
-def _number(what: Quantity, value: float) -> str:
-    text = number(what.factor * value, what.digits)
-    return f"+{text}" if what.signed and set(text) & set("123456789") and text[0] != "−" else text
+def of_cell(episodes: pd.DataFrame, cell: tuple, quantity: str, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
+    """The mean, share or ratio of means ``quantity`` of a cell (model, runtime, split).
+
+    A mean over episodes of which some have no value is over the others, without an interval.
+    """
+    if quantity == PER_1K:
+        score, tokens = (matched(episodes, [cell], column)[0] for column in ("score", "total_tokens"))
+        return Estimate(len(score), *ratio_interval(1000 * score, tokens, bootstrap))
+    (values,) = matched(episodes, [cell], SHARES.get(quantity, quantity))
+    if quantity in SHARES:
+        had = values > 0
+        return Estimate(len(had), pd.Series(had).mean(), *share_interval(had.sum(), len(had)))
+    return _of_values(values, bootstrap)
 
 
-def _range(what: Quantity, low: float, high: float) -> str:
-    return "" if math.isnan(low) else f"{_number(what, low)}{' to ' if what.signed else '–'}{_number(what, high)}"
+def contrast(
+    episodes: pd.DataFrame, quantity: str, first: tuple, second: tuple, bootstrap: Bootstrap = BOOTSTRAP
+) -> Estimate:
+    """"<quantity> difference" or "<quantity> ratio" of two cells (model, runtime, split)."""
+    name, how = quantity.split(" ")
+    pair = matched(episodes, (first, second), SHARES.get(name, name))
+    if how == "ratio":
+        return Estimate(len(pair[0]), *ratio_interval(*pair, bootstrap))
+    if name in SHARES:
+        return Estimate(len(pair[0]), *share_difference(pair[0] > 0, pair[1] > 0))
+    return _of_values(pair[0] - pair[1], bootstrap)
 
 
-def _estimate(what: Quantity, value: float, low: float, high: float) -> str:
-    ends = _range(what, low, high)
-    return f"{_number(what, value)} [{ends}]" if ends else _number(what, value)
+def _of_values(values: np.ndarray, bootstrap: Bootstrap) -> Estimate:
+    return Estimate(len(values), pd.Series(values).mean(), *bootstrap_interval((values,), mean, bootstrap))
+
+
+def _of_interaction(episodes: pd.DataFrame, split: str, column: str, bootstrap: Bootstrap) -> Estimate:
+    found = _of_values(interaction(episodes, split, column, column == "total_tokens"), bootstrap)
+    return found if column == "score" else Estimate(found.n, *np.exp(found.interval), found.note)
+
+
+def estimates_table(
+    episodes: pd.DataFrame, bootstrap: Bootstrap = BOOTSTRAP, facts: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Every estimate that the head of this module names, with COLUMNS.
+
+    ``facts``: those of the training traces (``tables.training_facts``), or None.
+    """
+    rows = [*_cells_and_contrasts(episodes, bootstrap), *_of_training(facts, bootstrap)]
+    return pd.DataFrame([(*row[:2], _name(row[2]), _name(row[3]), *row[4]) for row in rows], columns=COLUMNS)
+
+
+def _cells_and_contrasts(episodes: pd.DataFrame, bootstrap: Bootstrap) -> Iterator[tuple]:
+    """(quantity, split, first, second, Estimate)."""
+    cells = list(dict.fromkeys(episodes[CELL].itertuples(index=False, name=None)))
+    for quantity in (*MEANS, *SHARES, PER_1K):
+        for cell in cells:
+            yield quantity, cell[2], cell[:2], (), of_cell(episodes, cell, quantity, bootstrap)
+    splits = list(dict.fromkeys(episodes["split"]))
+    pairs = [(f"{name} difference", *pair) for name in DIFFERENCES for _, *pair in comparisons(cells)]
+    pairs += [("total_tokens ratio", (*a, split), (*b, split)) for split in splits for a, b in RATIOS]
+    for quantity, first, second in pairs:
+        if first in cells and second in cells:
+            yield quantity, first[2], first[:2], second[:2], contrast(episodes, quantity, first, second, bootstrap)
+    for split in splits:
+        if all((*cell, split) in cells for cell in (PP, PS, SP, SS)):
+            for name in ("score", "total_tokens"):
+                found = _of_interaction(episodes, split, name, bootstrap)
+                yield f"{name} interaction", split, KINDS[:1], KINDS[1:], found
+
+
+def _of_training(facts: pd.DataFrame | None, bootstrap: Bootstrap) -> Iterator[tuple]:
+    for name in OF_TRAINING if facts is not None and len(facts) else ():
+        sides = facts.pivot(index="task_id", columns="runtime", values=name).sort_index()
+        if sides.notna().all(axis=None):
+            found = ratio_interval(sides["stateless"], sides["persistent"], bootstrap)
+            yield f"{name} ratio", "training", KINDS[1:], KINDS[:1], Estimate(len(sides), *found)
+
+
+def _name(ends: Iterable[str]) -> str:
+    return "→".join(ends)
+
+
+def look_up(table: pd.DataFrame, quantity: str, split: str, first: tuple, second: tuple = ()) -> Estimate:
+    """The estimate of a cell (model, runtime) or of a contrast; n = 0 and NaN where there is no row.
+
+    A difference that stands the other way round is given as asked for.
+    """
+    rows = table[(table["quantity"] == quantity) & (table["split"] == split)]
+    for one, other in ((first, second), (second, first)):
+        row = rows[(rows["first"] == _name(one)) & (rows["second"] == _name(other))]
+        if len(row):
+            n, value, low, high, note = row[COLUMNS[4:]].iloc[0]
+            turned = (one, other) != (first, second)
+            return Estimate(n, 0 - value, 0 - high, 0 - low, note) if turned else Estimate(n, value, low, high, note)
+        if not quantity.endswith("difference"):
+            break
+    return Estimate(0, math.nan, math.nan, math.nan, "no values")
+
+
+def wide(table: pd.DataFrame, quantities: Iterable[str], unscored: bool = False) -> pd.DataFrame:
+    """The cells with a scored episode, or all if ``unscored``, a row each: split, model, runtime, n, and <quantity>,
+    <quantity>_low and …_high for each quantity."""
+    rows: dict[tuple, dict] = {}
+    quantities = list(quantities)
+    own = table[table["quantity"].isin(quantities) & (table["second"] == "") & ((table["n"] > 0) | unscored)]
+    for one in own.to_dict("records"):
+        model, runtime = one["first"].split("→")
+        row = {"split": one["split"], "model": model, "runtime": runtime, "n": one["n"]}
+        row = rows.setdefault((one["split"], one["first"]), row)
+        row |= {one["quantity"] + end: one[name] for end, name in (("", "value"), ("_low", "low"), ("_high", "high"))}
+    ends = [f"{name}{end}" for name in quantities for end in ("", "_low", "_high")]
+    return pd.DataFrame(list(rows.values()), columns=["split", "model", "runtime", "n", *ends])
+
+
+def cells_table(episodes: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """A row per cell, with CELL_COLUMNS, from ``estimates_table`` of the episodes.
+
+    score_low and score_high are the interval of score_mean; the rates are shares of EPISODES with at least one; all
+    others are means. ``unscored`` counts the tasks without a completed episode (``traces.Trace`` says which): they are
+    in no mean.
+    """
+    cells = wide(table, (*MEANS, *SHARES, PER_1K), unscored=True)
+    tasks = episodes.groupby(CELL).size().loc[pd.MultiIndex.from_frame(cells[CELL])]
+    cells["unscored"] = tasks.to_numpy() - cells["n"]
+    names = {name: f"{name}_rate" for name in SHARES if name != "solved"} | {"score": "score_mean"}
+    return cells.rename(columns=names)[CELL_COLUMNS]

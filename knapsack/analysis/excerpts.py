@@ -4,13 +4,12 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 
 from knapsack.agent import Turn
 from knapsack.analysis.causes import CAUSES
 from knapsack.analysis.metrics import cell_name, completed
-from knapsack.runs import Run, write_folder, write_text
+from knapsack.runs import Run, write_folder
 from knapsack.runtime import KINDS
 from knapsack.traces import Cell, Trace, read_trace, trace_path
 
@@ -64,26 +63,6 @@ def write_examples(run: Run, failures: pd.DataFrame, cells: str | Path) -> str:
             lines.append(f"* **{cause}**: [{where}](../{run.results.name}/{FOLDER}/{name}), turn {row['turn'] + 1}\n")
     write_folder(run.results / FOLDER, pages)
     return "".join(lines)
-
-
-def publish(run: Run, folder: str | Path, notebook: str | Path) -> None:
-    """Make ``folder``/examples hold the run's pages, and the links of the executed ``notebook`` lead there.
-
-    ``folder`` and that of the notebook lie side by side, as figures/ and notebooks/ do. The code cells are numbered
-    anew: the cell in which papermill gave the parameters of the run is not in the published notebook.
-    """
-    pages = {path.name: path.read_text(encoding="utf-8") for path in sorted((run.results / FOLDER).glob("*.md"))}
-    write_folder(Path(folder) / FOLDER, pages)
-    before, after = (f"](../{parent}/{FOLDER}/" for parent in (run.results.name, Path(folder).name))
-    book = nbformat.read(notebook, 4)
-    for number, cell in enumerate((cell for cell in book.cells if cell.cell_type == "code"), start=1):
-        cell.execution_count = number
-        for output in cell.outputs:
-            if "execution_count" in output:
-                output["execution_count"] = number
-            if text := output.get("data", {}).get("text/markdown"):
-                output["data"]["text/markdown"] = text.replace(before, after)
-    write_text(notebook, f"{nbformat.writes(book)}\n")
 
 
 def one_episode(cells: str | Path, episodes: pd.DataFrame) -> str:

@@ -1,13 +1,14 @@
 """Intervals: bootstrap ones of means (BCa) and of ratios (percentile), closed forms for shares.
 
 The bootstrap resamples tasks, so an interval says how far the estimate would move with other tasks of the same kind,
-not with another training seed (``statistics.between_runs`` is for that). It cannot see what the sample lacks: with
+not with another training seed (``several_runs.over_runs`` is for that). It cannot see what the sample lacks: with
 fewer than about ten tasks, or when hardly any of them differ, it is too narrow.
 """
 
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
@@ -19,11 +20,21 @@ ONE_VALUE, NO_SPREAD = "interval: one value", "interval: no spread"
 FALLBACK, NO_INTERVAL = "interval: percentile, BCa undefined", "interval: not every resample has a value"
 
 
+@dataclass(frozen=True)
+class Bootstrap:
+    """How often tasks are resampled, 5,000 times as in the paper by default, and from which seed."""
+
+    n_resamples: int = 5000
+    seed: int = 0
+
+
+BOOTSTRAP = Bootstrap()
+
+
 def bootstrap_interval(
     samples: tuple[np.ndarray, ...],
     statistic: Callable,
-    n_resamples: int = 5000,
-    seed: int = 0,
+    bootstrap: Bootstrap = BOOTSTRAP,
     confidence: float = CONFIDENCE,
     method: str = METHOD,
 ) -> tuple[float, float, str]:
@@ -42,10 +53,10 @@ def bootstrap_interval(
     if len(samples[0]) == 1:
         return estimate, estimate, ONE_VALUE
     settings = {"paired": len(samples) > 1, "vectorized": True, "confidence_level": confidence}
+    resampling = {"n_resamples": bootstrap.n_resamples, "rng": np.random.default_rng(bootstrap.seed)}
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # a NaN end is dealt with below
-        rng = np.random.default_rng(seed)
-        plain = stats.bootstrap(samples, statistic, n_resamples=n_resamples, method="percentile", rng=rng, **settings)
+        plain = stats.bootstrap(samples, statistic, method="percentile", **resampling, **settings)
         resampled = plain.bootstrap_distribution
         if not np.isfinite(resampled).all():
             return math.nan, math.nan, NO_INTERVAL
@@ -64,17 +75,17 @@ def mean(x: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def mean_interval(
-    values: np.ndarray, n_resamples: int = 5000, seed: int = 0, confidence: float = CONFIDENCE
+    values: np.ndarray, bootstrap: Bootstrap = BOOTSTRAP, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """BCa interval of the mean of ``values``, shape (n,): 95 % and 5,000 resamples as in the paper, by default.
+    """BCa interval of the mean of ``values``, shape (n,).
 
     A single value, or equal ones, are both ends of their interval; (NaN, NaN) for no values or a NaN among them.
     """
-    return bootstrap_interval((np.asarray(values, float),), mean, n_resamples, seed, confidence)[:2]
+    return bootstrap_interval((np.asarray(values, float),), mean, bootstrap, confidence)[:2]
 
 
 def ratio_interval(
-    first: np.ndarray, second: np.ndarray, n_resamples: int = 5000, seed: int = 0
+    first: np.ndarray, second: np.ndarray, bootstrap: Bootstrap = BOOTSTRAP
 ) -> tuple[float, float, float]:
     """mean(first) ÷ mean(second) over paired tasks, with its 95 % interval from resampling the pairs.
 
@@ -89,7 +100,7 @@ def ratio_interval(
     def ratio(x, y, axis=-1):
         return np.mean(x, axis=axis) / np.mean(y, axis=axis)
 
-    ends = bootstrap_interval((first, second), ratio, n_resamples, seed, method=RATIO_METHOD)[:2]
+    ends = bootstrap_interval((first, second), ratio, bootstrap, method=RATIO_METHOD)[:2]
     return float(ratio(first, second)), *ends
 
 

@@ -1,4 +1,4 @@
-"""From result files to numbers: a table of episodes and a table of cells. Reads files of results, nothing else.
+"""From result files to numbers: a table of episodes and one of turns. Reads files of results, nothing else.
 
 An episode's quantities (paper, section 3 and table 2):
 
@@ -9,11 +9,6 @@ An episode's quantities (paper, section 3 and table 2):
 * tool_calls: those made, also the refused ones; inspected: distinct items inspected ÷ inspection budget.
 
 What a published trace does not tell is NaN: tool_calls, and inspected where its task file is not at hand.
-
-A cell is a model in a runtime on a split. Its score_low and score_high are the 95 % BCa bootstrap interval
-of score_mean; name_error_rate, missing_binding_rate and cap_hit_rate are shares of EPISODES with at least one;
-score_per_1k_tokens is mean score ÷ mean total_tokens × 1,000; all others are means over episodes. ``unscored``
-counts the tasks of the cell without a completed episode (``traces.Trace`` says which): they are in no mean.
 
 A turn's names, by the syntax of the code (``names``), whatever the runtime kept of them: names_bound, how many the
 episode's earlier turns bound; names_needed, how many of those the block reads before it binds them, so that it leans
@@ -28,29 +23,25 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from knapsack.analysis.statistics import mean_interval
 from knapsack.names import block_names
-from knapsack.runs import CorruptFileError, Run, project_folder, read_json, write_text
-from knapsack.runtime import RUNTIME_KINDS
+from knapsack.runs import CorruptFileError, Run, check, project_folder, read_json, write_text
+from knapsack.runtime import MAX_TOOL_CALLS, RUNTIME_KINDS
 from knapsack.tasks import Task
 from knapsack.traces import Cell, Trace, details_path, read_trace, result_path, task_id_of, trace_path
 
+REMEDY = "run notebook 04 again: it makes the file again"
 MODELS = ("base", "persistent", "stateless", "teacher")  # the order of rows in every table
 RUNTIMES = RUNTIME_KINDS
 SPLITS = ("easy", "hard")
+CELL = ["model", "runtime", "split"]  # what makes a cell, in the order of every file and key
 SHORT = {"persistent": "P", "stateless": "S"}
 EPISODE_COLUMNS = (
     "model,runtime,split,task_id,status,score,solved,finish_reason,turns,prompt_tokens,completion_tokens,total_tokens,"
     "seconds,tool_calls,name_errors,missing_bindings,cap_hits,other_errors,protocol_errors,inspected"
 ).split(",")
 NUMBERS = [name for name in EPISODE_COLUMNS[4:] if name not in ("status", "finish_reason")]
-CELL_COLUMNS = (
-    "model,runtime,split,n,unscored,score_mean,score_low,score_high,solved,turns,prompt_tokens,completion_tokens,"
-    "total_tokens,seconds,score_per_1k_tokens,name_error_rate,missing_binding_rate,cap_hit_rate,inspected"
-).split(",")
-TURN_COLUMNS = (
-    "model,runtime,split,task_id,turn,prompt_tokens,completion_tokens,names_bound,names_needed,names_bound_again"
-).split(",")
+TURN_NUMBERS = "turn,prompt_tokens,completion_tokens,names_bound,names_needed,names_bound_again".split(",")
+TURN_COLUMNS = [*CELL, "task_id", *TURN_NUMBERS]
 
 
 def source_folder(run: Run, source: str = "run", published_folder: str = "") -> Path:
@@ -105,7 +96,8 @@ def read_cells(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         ours = (cell / "settings.json").exists() or (cell / "details").is_dir()
         if ours:
             known |= {task_id_of(path) for path in cell.glob("details/*.json")}
-            settings = read_json(cell / "settings.json", "run notebook 04 again: it writes the file again")
+            check(cell, REMEDY)
+            settings = read_json(cell / "settings.json", REMEDY)
             known |= set(settings.get("task_ids", ()))
         found += [(key, ours, trace_path(cell, task_id)) for task_id in sorted(known)]
     episodes, turns = [], []
@@ -113,9 +105,10 @@ def read_cells(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         row, spent = _read_episode(path, ours, folder, key["split"])
         episodes.append(key | row)
         turns += [key | {"task_id": row["task_id"]} | turn for turn in spent]
-    frame = pd.DataFrame(episodes).reindex(columns=EPISODE_COLUMNS)
-    frame[NUMBERS] = frame[NUMBERS].apply(pd.to_numeric)
-    return _ordered(frame, ["task_id"]), _ordered(pd.DataFrame(turns, columns=TURN_COLUMNS), ["task_id", "turn"])
+    tables = pd.DataFrame(episodes, columns=EPISODE_COLUMNS), pd.DataFrame(turns, columns=TURN_COLUMNS)
+    for table, numbers in zip(tables, (NUMBERS, TURN_NUMBERS), strict=True):
+        table[numbers] = table[numbers].apply(pd.to_numeric)
+    return _ordered(tables[0], ["task_id"]), _ordered(tables[1], ["task_id", "turn"])
 
 
 def _read_episode(path: Path, ours: bool, folder: Path, split: str) -> tuple[dict, list[dict]]:
@@ -133,14 +126,16 @@ def _read_episode(path: Path, ours: bool, folder: Path, split: str) -> tuple[dic
     row = episode_row(trace)
     if trace.status != "completed":
         return row, []
-    if trace.inspect_budget is None and (budget := _budget(folder, split, trace)):
-        row["inspected"] = trace.metrics["inspected_count"] / budget
+    if trace.inspect_budget is None and (task := find_task(folder, split, trace)):
+        row["inspected"] = trace.metrics["inspected_count"] / task.inspect_budget
     return row, turn_rows(trace)
 
 
-def _budget(folder: Path, split: str, trace: Trace) -> int | None:
-    """The inspection budget in the trace's task file, if there is one."""
-    for root in (folder, folder / "tasks"):
+def find_task(folder: str | Path, split: str, trace: Trace) -> Task | None:
+    """The task of a trace in a cell below ``folder``, if its file is in ``<split>/tasks/knapsack/`` below ``folder``,
+    its ``tasks/`` or the ``tasks/`` beside it. Raises CorruptFileError for a damaged file or another task."""
+    folder = Path(folder)
+    for root in (folder, folder / "tasks", folder.parent / "tasks"):
         path = root / split / "tasks" / "knapsack" / f"{trace.task_id}.json"
         if path.exists():
             task = Task.from_json(read_json(path), str(path))
@@ -150,8 +145,32 @@ def _budget(folder: Path, split: str, trace: Trace) -> int | None:
                         f"{path} is not the task of the {split} traces (its {name} is {getattr(task, name)}, theirs "
                         f"{trace.metrics.get(name)}): put the tasks they were played on there, or take it away"
                     )
-            return task.inspect_budget
+            return task
     return None
+
+
+def call_caps(folder: str | Path, episodes: pd.DataFrame) -> dict[tuple, int]:
+    """Tool calls that a turn could make in each cell (model, runtime, split) of ``episodes``, whose folders lie below
+    ``folder``: as the cell's settings say, or for downloaded traces the 25 of the paper's configurations."""
+    caps = {}
+    for key in dict.fromkeys(episodes[CELL].itertuples(index=False, name=None)):
+        path = Path(folder) / Cell(*key).name / "settings.json"
+        told = read_json(path, REMEDY) if path.exists() else {"max_tool_calls": MAX_TOOL_CALLS}
+        caps[key] = told["max_tool_calls"]
+    return caps
+
+
+def run_tokenizer(run: Run):
+    """The tokenizer of the base that the run's manifest names; None if it names none, or it is not at hand."""
+    rows = run.read_manifest()
+    bases = (rows.get(step, {}).get("parameters", {}).get("base") for step in ("02_traces", "04_evaluate"))
+    base = next(filter(None, bases), None)
+    from knapsack.models import load_tokenizer  # takes seconds to import, and only this needs it
+
+    try:
+        return load_tokenizer(base) if base else None
+    except FileNotFoundError:
+        return None
 
 
 def episode_row(trace: Trace) -> dict:
@@ -212,40 +231,13 @@ def later_turns(turns: pd.DataFrame) -> pd.DataFrame:
     return turns[(turns["names_bound"] > 0) & turns["names_needed"].notna()]
 
 
-def cell_table(episodes: pd.DataFrame, n_resamples: int = 5000, seed: int = 0) -> pd.DataFrame:
-    """One row a cell with CELL_COLUMNS; intervals from ``n_resamples`` seeded resamples of the cell's episodes."""
-    rows = []
-    for key, group in episodes.groupby(["model", "runtime", "split"], sort=False):
-        done = completed(group)
-        mean = done.mean(numeric_only=True)
-        low, high = mean_interval(done["score"].to_numpy(float), n_resamples, seed)
-        row = dict(zip(("model", "runtime", "split"), key, strict=True)) | {"n": len(done)}
-        row |= {"unscored": len(group) - len(done), "score_mean": mean["score"], "score_low": low, "score_high": high}
-        row |= {name: mean[name] for name in ("solved", "turns", "prompt_tokens", "completion_tokens", "total_tokens")}
-        row |= {"seconds": mean["seconds"], "inspected": mean["inspected"]}
-        row["score_per_1k_tokens"] = 1000 * mean["score"] / mean["total_tokens"] if mean["total_tokens"] else math.nan
-        for name, count in (
-            ("name_error", "name_errors"),
-            ("missing_binding", "missing_bindings"),
-            ("cap_hit", "cap_hits"),
-        ):
-            row[f"{name}_rate"] = (done[count] > 0).mean()
-        rows.append(row)
-    return pd.DataFrame(rows, columns=CELL_COLUMNS)
-
-
-def write_results(
-    run: Run, n_resamples: int = 5000, seed: int = 0, folder: str | Path | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write ``results/episodes.csv``, ``turns.csv`` and ``cells.csv`` of a run; returns (episodes, cells).
-
-    ``folder`` is that of the cells; without it, the run's evaluations.
-    """
-    episodes, turns = read_cells(run.evaluations if folder is None else folder)
-    cells = cell_table(episodes, n_resamples, seed)
-    for name, frame in (("episodes", episodes), ("turns", turns), ("cells", cells)):
-        write_csv(run.results / f"{name}.csv", frame)
-    return episodes, cells
+def write_results(run: Run, folder: str | Path | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write ``read_cells`` of ``folder``, or of the run's evaluations, as ``results/episodes.csv`` and ``turns.csv``;
+    returns both tables."""
+    tables = read_cells(run.evaluations if folder is None else folder)
+    for name, table in zip(("episodes", "turns"), tables, strict=True):
+        write_csv(run.results / f"{name}.csv", table)
+    return tables
 
 
 def write_csv(path: str | Path, frame: pd.DataFrame) -> None:

@@ -1,32 +1,34 @@
-"""Tests and tables of comparisons. Episodes of two cells are paired by task: every cell plays the same tasks.
+"""Tests of what differs and of what is the same. Episodes of two cells are paired by task: every cell plays the same.
 
 Families. The tests of a table are corrected by Holm within a family, the rows that answer one question in one
 quantity, over all splits: "trained models" (what training and runtime change between the two adapters' cells),
 "carry-over" (whether that intervention changes anything), "other models" (the runtime's effect on the base, the
 teacher and models that a user adds). Adding a model or an intervention leaves the first family's p-values as they are.
+
+"The same" as a finding. Two one-sided t tests (TOST; Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15,
+1987, 657–680) decide, not the bootstrap: where few tasks differ, as between two good agents, the t interval misses the
+truth less often than BCa's; t depends on no seed; and the power below is its own. The BCa interval stands beside as a
+check.
 """
 
 import math
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from knapsack.analysis.equivalence import MARGIN, detectable_difference, equivalence, tasks_for_equivalence
-from knapsack.analysis.intervals import (
-    CONFIDENCE,
-    bootstrap_interval,
-    mean,
-    mean_interval,
-    pairs,
-    ratio_interval,
-    share_difference,
-    share_interval,
-)
+from knapsack.analysis.estimates import SHARES, comparisons, look_up, matched
+from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap, bootstrap_interval, mean, pairs
+from knapsack.analysis.metrics import CELL
 from knapsack.runtime import KINDS
 
-__all__ = ["mean_interval", "ratio_interval", "share_interval"]  # of ``intervals``, found here as well
+LEVEL = 0.05  # of each one-sided test, and of the two-sided test of a difference
+MARGIN = 0.05  # of normalized optimality: 5 points of score
+POWER = 0.8
+EQUIVALENT, WITHIN, DIFFERENT, UNDECIDED = "equivalent", "different but within the margin", "different", "undecided"
+ENUMERATED = 13  # differences; 2 to this power sign patterns
 _COMPARED = ["split", "comparison", "first", "second"]
 TEST_COLUMNS = [
     *_COMPARED, "quantity", "n", "mean_first", "mean_second", "difference", "low", "high", "p", "p_holm", "effect",
@@ -36,17 +38,10 @@ SHARE_COLUMNS = [
     *_COMPARED, "quantity", "n", "share_first", "share_second", "difference", "low", "high", "only_first",
     "only_second", "p", "p_holm", "family",
 ]  # fmt: skip
-SHARES = {"solved": "solved", "missing_binding": "missing_bindings"}  # quantity: the column that is above 0
 EQUIVALENCE_COLUMNS = [
     *_COMPARED, "n", "differing", "difference", "low", "high", "margin", "p_difference", "p_equivalence", "verdict",
     "spread", "detectable", "tasks_needed", "note",
 ]  # fmt: skip
-INTERACTION_COLUMNS = [
-    "split", "quantity", "n", "interaction", "low", "high", "ratio", "ratio_low", "ratio_high", "note",
-]  # fmt: skip
-RUN_COLUMNS = ["runs", "mean", "sd", "least", "most", "low", "high"]
-ENUMERATED = 13  # differences; 2 to this power sign patterns
-PP, PS, SP, SS = [(model, runtime) for model in KINDS for runtime in KINDS]  # (training, runtime)
 
 
 def wilcoxon(first: np.ndarray, second: np.ndarray) -> tuple[float, float, str]:
@@ -101,57 +96,6 @@ def holm(p_values: Iterable[float]) -> np.ndarray:
     return corrected
 
 
-def matched(episodes: pd.DataFrame, cells: Iterable[tuple], column: str) -> list[np.ndarray]:
-    """``column`` in each cell (model, runtime, split), for the tasks completed in all of them, in the order of tasks.
-
-    One array of shape (n,) a cell. ValueError where a cell has a task twice: choose one run of several first.
-    """
-    sides = []
-    for model, runtime, split in cells:
-        chosen = (episodes["model"] == model) & (episodes["runtime"] == runtime) & (episodes["split"] == split)
-        side = episodes[chosen & (episodes["status"] == "completed")].set_index("task_id")[column]
-        if not side.index.is_unique:
-            raise ValueError(f"{model}, {runtime}, {split}: task {side.index[side.index.duplicated()][0]} occurs twice")
-        sides.append(side)
-    shared = sides[0].index
-    for side in sides[1:]:
-        shared = shared.intersection(side.index)
-    shared = shared.sort_values()
-    return [side.loc[shared].to_numpy(float) for side in sides]
-
-
-def paired(episodes: pd.DataFrame, first: tuple, second: tuple, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """Values of ``column`` for the tasks completed in both cells (model, runtime, split), in the order of tasks."""
-    return tuple(matched(episodes, (first, second), column))
-
-
-def comparisons(cells: Iterable[tuple]) -> list[tuple[str, tuple, tuple]]:
-    """The study's comparisons among the (model, runtime, split) that exist: (what, first, second).
-
-    A comparison changes one thing, apart from the aligned cells. Per split: training within a runtime (between the
-    two adapters only: any other model differs in more than its training traces); the runtime within a model; a
-    carry-over runtime against the stateless one that it mends, and announced against silent; and the two aligned
-    cells.
-    """
-    have = list(dict.fromkeys(cells))
-    runtimes, models = ([*dict.fromkeys(cell[place] for cell in have)] for place in (1, 0))
-    found = []
-    for split in dict.fromkeys(cell[2] for cell in have):
-        for runtime in [*KINDS, *(name for name in runtimes if name not in KINDS)]:
-            pair = (("persistent", runtime, split), ("stateless", runtime, split))
-            found.append((f"training, in the {runtime} runtime", *pair))
-        for model in models:
-            for what, one, other in (
-                ("runtime", "persistent", "stateless"),
-                ("carry-over", "carry-over", "stateless"),
-                ("announced carry-over", "carry-over-announced", "stateless"),
-                ("announcing the carry-over", "carry-over-announced", "carry-over"),
-            ):
-                found.append((f"{what}, {model}", (model, one, split), (model, other, split)))
-        found.append(("aligned cells", (*PP, split), (*SS, split)))
-    return [row for row in found if row[1] in have and row[2] in have]
-
-
 def family(first: tuple, second: tuple, quantity: str) -> str:
     """The family of a comparison, as the head of this module says: "<quantity>, <group>"."""
     if not {first[1], second[1]} <= set(KINDS):
@@ -159,125 +103,158 @@ def family(first: tuple, second: tuple, quantity: str) -> str:
     return f"{quantity}, {'trained' if {first[0], second[0]} <= set(KINDS) else 'other'} models"
 
 
-def tests_table(episodes: pd.DataFrame, n_resamples: int = 5000, seed: int = 0) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Equivalence:
+    """What ``equivalence`` found; differences in the units of the values, NaN where there is too little data."""
+
+    n: int  # pairs
+    differing: int  # pairs whose values differ
+    difference: float  # mean of first − second
+    low: float  # 90 % BCa interval of the difference
+    high: float
+    spread: float  # standard deviation of the paired differences (n − 1)
+    p_difference: float
+    p_equivalence: float
+    verdict: str
+    note: str  # what was done to a sample without spread, or where the interval disagrees with the verdict
+
+
+def verdict(p_difference: float, p_equivalence: float) -> str:
+    """The rule: is there a difference at LEVEL, and is it shown to be within the margin at LEVEL?
+
+    No and yes: "equivalent"; yes and yes: "different but within the margin"; yes and no: "different"; else (also for
+    a NaN): "undecided". After Lakens, Social Psychological and Personality Science 8, 2017, 355–362.
+    """
+    different, equivalent = p_difference < LEVEL, p_equivalence < LEVEL
+    if different:
+        return WITHIN if equivalent else DIFFERENT
+    return EQUIVALENT if equivalent else UNDECIDED
+
+
+def equivalence(
+    first: np.ndarray, second: np.ndarray, margin: float = MARGIN, bootstrap: Bootstrap = BOOTSTRAP
+) -> Equivalence:
+    """Is the mean of first − second, both of shape (n,), within ± margin? ValueError for unequal lengths, margin ≤ 0.
+
+    With d = first − second, t± = (mean(d) ± margin) ÷ (sd(d) ÷ √n) on n − 1 degrees of freedom: ``p_equivalence`` is
+    the larger p of "the mean is above −margin" (t₊) and "below +margin" (t₋), ``p_difference`` that of the two-sided
+    paired t test against 0. p < 0.05 in the first is the same as a 90 % t interval inside the margin, hence the
+    confidence of the BCa interval. One comparison, not corrected for others.
+
+    Without spread (all d equal, or n = 1) t has no value; then exact sign tests against the same bounds give p: 0.5ⁿ
+    where every d is on the inside. So it takes 5 pairs to be "equivalent", 6 to be "different". Without pairs p is
+    NaN. What is rarer than n tasks can show escapes every such test: a difference of 1 on 5 % of the tasks, a mean of
+    0.05, is in none of 50 tasks with probability 0.95⁵⁰ = 8 %. Read ``differing`` beside the verdict.
+    """
+    if not margin > 0:
+        raise ValueError(f"margin = {margin}: needs a positive number, in the units of the values")
+    first, second = pairs(first, second)
+    d = first - second
+    n = len(d)
+    if n == 0:
+        return Equivalence(0, 0, *(math.nan,) * 6, UNDECIDED, "no pairs")
+    low, high, note = bootstrap_interval((d,), mean, bootstrap, 1 - 2 * LEVEL)
+    average, spread = float(d.mean()), float(d.std(ddof=1)) if n > 1 else math.nan
+    if np.ptp(d) <= 1e-9 * np.abs(d).max():  # all equal, up to roundoff
+        spread = 0.0 if n > 1 else math.nan
+        p_difference = 1.0 if abs(average) <= 1e-12 else min(1.0, 2 * 0.5**n)
+        p_equivalence = 0.5**n if abs(average) < margin else 1.0
+        note = "all differences equal: sign test"
+    else:
+        p_difference = float(stats.ttest_1samp(d, 0).pvalue)
+        above = stats.ttest_1samp(d, -margin, alternative="greater").pvalue
+        below = stats.ttest_1samp(d, margin, alternative="less").pvalue
+        p_equivalence = float(max(above, below))
+        inside = -margin < low and high < margin
+        if inside != (p_equivalence < LEVEL):
+            note = "; ".join(filter(None, (note, f"interval {'inside' if inside else 'not inside'} the margin")))
+    found = verdict(p_difference, p_equivalence)
+    differing = int((np.abs(d) > 1e-12).sum())
+    return Equivalence(n, differing, average, low, high, spread, p_difference, p_equivalence, found, note)
+
+
+def detectable_difference(n: int, spread: float, power: float = POWER) -> float:
+    """About the smallest mean paired difference that a two-sided paired t test of n tasks finds with this power.
+
+    (t₀.₉₇₅ + t_power) · spread ÷ √n on n − 1 degrees of freedom (Cohen, Statistical Power Analysis, 1988, chapter 2,
+    has it exact; this is within 1 % from 6 tasks on); ``spread`` is the standard deviation of the paired differences.
+    NaN for n < 2 or an unknown spread; 0 without spread.
+    """
+    if n < 2 or math.isnan(spread):
+        return math.nan
+    return float(stats.t.ppf([1 - LEVEL / 2, power], n - 1).sum()) * spread / math.sqrt(n)
+
+
+def tasks_for_equivalence(spread: float, margin: float = MARGIN, power: float = POWER) -> float:
+    """About how many tasks show equal cells equivalent with this power; NaN for an unknown spread.
+
+    ⌈(z₀.₉₅ + z_(1+power)÷2)² · (spread ÷ margin)²⌉ + 1: the normal approximation of the power of two one-sided tests at
+    a true difference of 0 (Chow, Shao and Wang, Sample Size Calculations in Clinical Research, 2003, section 3.1), and
+    one for estimating the spread; within a task of exact. 5 without spread, by the sign test.
+    """
+    if math.isnan(spread):
+        return math.nan
+    needed = (stats.norm.ppf([1 - LEVEL, (1 + power) / 2]).sum() * spread / margin) ** 2
+    return math.ceil(needed) + 1 if spread else 5
+
+
+def tests_table(episodes: pd.DataFrame, estimates: pd.DataFrame) -> pd.DataFrame:
     """Paired tests of score and total_tokens for every one of ``comparisons``, with TEST_COLUMNS.
 
-    ``difference`` is mean(first − second) with its 95 % BCa interval, ``p`` and ``effect`` are ``wilcoxon``'s,
-    ``p_holm`` is corrected within ``family``. NaN where no task was completed in both.
+    ``difference`` and its interval are those of ``estimates``; ``p`` and ``effect`` are ``wilcoxon``'s, ``p_holm`` is
+    corrected within ``family``. NaN where no task was completed in both.
     """
     rows = []
-    for what, first, second in _comparisons(episodes):
+    for names, first, second in _compared(episodes):
         for quantity in ("score", "total_tokens"):
-            a, b = paired(episodes, first, second, quantity)
-            low, high, how = bootstrap_interval((a - b,), mean, n_resamples, seed)
+            a, b = matched(episodes, (first, second), quantity)
+            found = look_up(estimates, f"{quantity} difference", first[2], first[:2], second[:2])
             p, effect, note = wilcoxon(a, b)
-            note = "; ".join(filter(None, (note, how if len(a) else "")))
-            means = (a.mean(), b.mean(), (a - b).mean()) if len(a) else (math.nan,) * 3
-            names = (*_names(what, first, second), quantity, len(a))
-            rows.append((*names, *means, low, high, p, math.nan, effect, note, family(first, second, quantity)))
+            note = "; ".join(filter(None, (note, found.note if found.n else "")))
+            ends = (pd.Series(a).mean(), pd.Series(b).mean(), *found.interval)
+            rows.append((*names, quantity, len(a), *ends, p, math.nan, effect, note, family(first, second, quantity)))
     return _corrected(pd.DataFrame(rows, columns=TEST_COLUMNS))
 
 
-def shares_table(episodes: pd.DataFrame) -> pd.DataFrame:
+def shares_table(episodes: pd.DataFrame, estimates: pd.DataFrame) -> pd.DataFrame:
     """Shares of tasks solved, and with a missing-binding error, for every one of ``comparisons``: SHARE_COLUMNS.
 
-    ``difference`` is share_first − share_second with the interval of ``share_difference``; ``only_first``,
-    ``only_second`` and ``p`` are those of ``mcnemar``; ``p_holm`` is corrected within ``family``. NaN without pairs.
+    ``difference`` and its interval are those of ``estimates``; ``only_first``, ``only_second`` and ``p`` are those of
+    ``mcnemar``; ``p_holm`` is corrected within ``family``. NaN without pairs.
     """
     rows = []
-    for what, first, second in _comparisons(episodes):
-        for quantity, column in SHARES.items():
-            a, b = (side > 0 for side in paired(episodes, first, second, column))
-            shares = (a.mean(), b.mean()) if len(a) else (math.nan,) * 2
-            counted = (*share_difference(a, b), *mcnemar(a, b), math.nan, family(first, second, quantity))
-            rows.append((*_names(what, first, second), quantity, len(a), *shares, *counted))
+    for names, first, second in _compared(episodes):
+        for quantity in ("solved", "missing_binding"):
+            a, b = (side > 0 for side in matched(episodes, (first, second), SHARES[quantity]))
+            found = look_up(estimates, f"{quantity} difference", first[2], first[:2], second[:2])
+            ends = (pd.Series(a).mean(), pd.Series(b).mean(), *found.interval)
+            rows.append((*names, quantity, len(a), *ends, *mcnemar(a, b), math.nan, family(first, second, quantity)))
     return _corrected(pd.DataFrame(rows, columns=SHARE_COLUMNS))
 
 
 def equivalence_table(
-    episodes: pd.DataFrame, margin: float = MARGIN, n_resamples: int = 5000, seed: int = 0
+    episodes: pd.DataFrame, margin: float = MARGIN, bootstrap: Bootstrap = BOOTSTRAP
 ) -> pd.DataFrame:
     """Is the score the same within ± ``margin``? ``equivalence`` for every one of ``comparisons``.
 
     EQUIVALENCE_COLUMNS: low and high are the 90 % BCa interval; ``spread`` is the standard deviation of the paired
-    differences; ``detectable`` the smallest difference that these n tasks can find, ``tasks_needed`` the fewest with
-    which equal cells of that spread are shown equivalent (power 80 % each). A verdict is about its own row at 5 %,
-    not corrected for the others: for "any of these" read ``tests_table``'s p_holm.
+    differences; ``detectable`` the smallest difference that these n tasks can find, ``tasks_needed`` how many would
+    show equal cells of that spread equivalent (power 80 % each). A verdict is about its own row at 5 %, not corrected
+    for the others: for "any of these" read ``tests_table``'s p_holm.
     """
     rows = []
-    for what, first, second in _comparisons(episodes):
-        found = equivalence(*paired(episodes, first, second, "score"), margin, n_resamples, seed)
-        tested = (found.low, found.high, margin, found.p_difference, found.p_equivalence, found.verdict, found.spread)
-        planned = (detectable_difference(found.n, found.spread), tasks_for_equivalence(found.spread, margin))
-        names = _names(what, first, second)
-        rows.append((*names, found.n, found.differing, found.difference, *tested, *planned, found.note))
+    for names, first, second in _compared(episodes):
+        found = equivalence(*matched(episodes, (first, second), "score"), margin, bootstrap)
+        planned = {"detectable": detectable_difference(found.n, found.spread)}
+        planned |= {"tasks_needed": tasks_for_equivalence(found.spread, margin), "margin": margin}
+        rows.append(dict(zip(_COMPARED, names, strict=True)) | asdict(found) | planned)
     return pd.DataFrame(rows, columns=EQUIVALENCE_COLUMNS)
 
 
-def interaction(episodes: pd.DataFrame, split: str, column: str, logarithm: bool = False) -> np.ndarray:
-    """D = (PP − PS) − (SP − SS) of each task completed in all four cells of a split, shape (n,), ordered by task.
-
-    XY is the model trained on X in runtime Y: D says how much more the persistent-trained model gains from the
-    persistent runtime than the stateless-trained one. With ``logarithm`` of ln(column), where exp(D) is a ratio of
-    ratios; tasks with a 0 in any cell then have no D and are left out.
-    """
-    cells = np.array(matched(episodes, [(*cell, split) for cell in (PP, PS, SP, SS)], column))
-    if logarithm:
-        cells = np.log(cells[:, (cells > 0).all(axis=0)])
-    return (cells[0] - cells[1]) - (cells[2] - cells[3])
-
-
-def interactions_table(episodes: pd.DataFrame, n_resamples: int = 5000, seed: int = 0) -> pd.DataFrame:
-    """Mean ``interaction`` of score and of log total_tokens per split, with 95 % BCa intervals: INTERACTION_COLUMNS.
-
-    For the tokens ``ratio`` and its ends are exp of it: (PP ÷ PS) ÷ (SP ÷ SS) in geometric means, NaN for the score.
-    A split without a task completed in all four cells has n = 0 and NaN.
-    """
-    rows = []
-    for split in dict.fromkeys(episodes["split"]):
-        for quantity, column, logarithm in (("score", "score", False), ("log total_tokens", "total_tokens", True)):
-            d = interaction(episodes, split, column, logarithm)
-            low, high, note = bootstrap_interval((d,), mean, n_resamples, seed)
-            row = (float(d.mean()) if len(d) else math.nan, low, high)
-            ratios = tuple(np.exp(row)) if logarithm else (math.nan,) * 3
-            if dropped := logarithm and len(interaction(episodes, split, column)) - len(d):
-                note = "; ".join(filter(None, (note, f"{dropped} tasks without tokens left out")))
-            rows.append((split, quantity, len(d), *row, *ratios, note))
-    return pd.DataFrame(rows, columns=INTERACTION_COLUMNS)
-
-
-def between_runs(
-    table: pd.DataFrame, quantity: str, keys: Iterable[str] = ("model", "runtime", "split")
-) -> pd.DataFrame:
-    """How a quantity of a cell varies over runs: a row a cell, with ``keys`` and RUN_COLUMNS.
-
-    ``table`` has a row per ``run`` and cell (``cells.csv`` of several runs with a column ``run``), in any order;
-    ValueError for a cell twice in a run. Rows without a value are not counted in ``runs``. ``sd`` has n − 1 below it
-    and is NaN for one run; ``low`` and ``high`` are the 95 % t interval over runs, mean ± t₀.₉₇₅·sd÷√runs on runs − 1
-    degrees of freedom, NaN for fewer than 3 runs. It says what another run would give (whatever changed between these
-    runs: training seed, tasks, sampling), where the interval over tasks says what other tasks would give to the very
-    same models; with a handful of runs it is wide, and no interval over tasks replaces it.
-    """
-    keys = list(keys)
-    if table.duplicated(["run", *keys]).any():
-        raise ValueError(f"a run has two rows with the same {', '.join(keys)}")
-    rows = []
-    for key, group in table.groupby(keys, sort=False):
-        values = group[quantity].dropna().to_numpy(float)
-        runs = len(values)
-        average, least, most = (values.mean(), values.min(), values.max()) if runs else (math.nan,) * 3
-        sd = values.std(ddof=1) if runs > 1 else math.nan
-        reach = stats.t.ppf((1 + CONFIDENCE) / 2, runs - 1) * sd / math.sqrt(runs) if runs > 2 else math.nan
-        rows.append((*key, runs, average, sd, least, most, average - reach, average + reach))
-    return pd.DataFrame(rows, columns=[*keys, *RUN_COLUMNS])
-
-
-def _comparisons(episodes: pd.DataFrame) -> list[tuple[str, tuple, tuple]]:
-    return comparisons(zip(episodes["model"], episodes["runtime"], episodes["split"], strict=True))
-
-
-def _names(what: str, first: tuple, second: tuple) -> tuple[str, str, str, str]:
-    return first[2], what, "→".join(first[:2]), "→".join(second[:2])
+def _compared(episodes: pd.DataFrame) -> list[tuple[tuple, tuple, tuple]]:
+    """For every one of ``comparisons`` the values of _COMPARED, and the two cells."""
+    found = comparisons(episodes[CELL].itertuples(index=False, name=None))
+    return [((one[2], what, "→".join(one[:2]), "→".join(other[:2])), one, other) for what, one, other in found]
 
 
 def _corrected(table: pd.DataFrame) -> pd.DataFrame:

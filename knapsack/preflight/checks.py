@@ -23,6 +23,7 @@ from knapsack.endpoints.endpoint import (
 )
 from knapsack.gpu.backends import check_packages, choose_backend
 from knapsack.preflight.sizes import has_weights, local_folder
+from knapsack.runs import project_folder
 from knapsack.sandbox import interpreter_pool
 
 ROOM = 2_000_000_000  # bytes of disk to spare
@@ -82,10 +83,9 @@ class Wanted:
         return total
 
 
-def find_missing(wanted: Wanted, folder: Path, free: int | None = None) -> tuple[list[str], list[str]]:
-    """What ``wanted`` lacks on this machine, each with its remedy, and what may go wrong but need not. ``free``: bytes
-    of disk to assume."""
-    gpu, missing = wanted.needs_gpu, check_installed(wanted)
+def find_missing(wanted: Wanted, folder: Path) -> tuple[list[str], list[str]]:
+    """What ``wanted`` lacks on this machine, each with its remedy, and what may go wrong but need not."""
+    gpu, missing = wanted.needs_gpu, check_installed(wanted) + check_folders(wanted)
     memory = wanted.profile.get("gpu_memory_gb")
     lacking, doubts = check_gpu(memory) if gpu and memory else ([], [])
     unanswered, unsure = check_endpoints(wanted.places)
@@ -93,7 +93,7 @@ def find_missing(wanted: Wanted, folder: Path, free: int | None = None) -> tuple
     missing += [*lacking, *unanswered, *(problem for problem, _ in bases if problem)]
     there = existing(folder)
     if there.is_dir() and os.access(there, os.W_OK):
-        missing += check_disk(folder, wanted.disk, sum(size for _, size in bases), free)
+        missing += check_disk(folder, wanted.disk, sum(size for _, size in bases))
     else:
         problem = f"cannot make the run's folder {folder} ({there} is a file or read-only); choose another with --out"
         missing.append(f"a place for the run: {problem}")
@@ -122,6 +122,13 @@ def check_installed(wanted: Wanted) -> list[str]:
         except RuntimeError as error:
             missing.append(f"a place for engine {engine!r}: {error}")
     return missing
+
+
+def check_folders(wanted: Wanted) -> list[str]:
+    """Folders that notebook 05 reads beside the run's own."""
+    named = [wanted.analysis.published_folder, *wanted.analysis.more_runs] if "05_analysis" in wanted.steps else []
+    lost = [name for name in named if name and not (project_folder() / Path(name).expanduser()).is_dir()]
+    return [f"the folder {name}: name one that is there (a relative one lies below the checkout)" for name in lost]
 
 
 def check_endpoints(endpoints: dict[str, Endpoint]) -> tuple[list[str], list[str]]:

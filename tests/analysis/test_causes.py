@@ -7,7 +7,7 @@ from places import EXAMPLES
 
 from knapsack import traces
 from knapsack.agent import Episode
-from knapsack.analysis import behaviour, causes
+from knapsack.analysis import causes, conduct
 from knapsack.analysis.causes import Failure
 from knapsack.runs import read_json
 from knapsack.sandbox import interpreter_pool
@@ -42,10 +42,13 @@ def cause(pool):
         filled = (code.replace("budget", str(of.inspect_budget)) for code in codes)
         texts = [code if code.startswith("!") else scripted.block(code) for code in filled]
         episode = scripted.play(of, kind, texts, max_turns, max_tool_calls, pool)
-        steps = behaviour.play_again(of, episode, max_tool_calls, pool)
-        return causes.failure(episode, teacher_score, of, steps)
+        return failure(episode, teacher_score, of, conduct.play_again(of, episode, max_tool_calls, pool))
 
     return explain
+
+
+def failure(episode, teacher_score, of=None, steps=None) -> Failure | None:
+    return causes.failure(episode, teacher_score, [conduct.turn_error(turn) for turn in episode.turns], of, steps)
 
 
 def look(ids: str) -> str:
@@ -60,29 +63,21 @@ def carefully(*ids: str) -> str:
     return f"for i in {ids}:\n    try:\n        take_item('item_' + i)\n    except Exception:\n        pass"
 
 
-def ledger(without: str = "", **changed: tuple) -> str:
-    records = {i: (item.weight, item.value, item.item_class) for i, item in task().items.items()}
-    records.pop(f"item_{without}", None)
-    return f"seen = {records | {f'item_{i}': record for i, record in changed.items()}}\n"
-
-
 def test_an_episode_as_good_as_the_teachers_did_not_fail(cause):
     assert cause(LOOK, take("a", "b", "c"), "finish()") is None
     assert cause("!", teacher_score=0.0) is None
 
 
+def test_an_unscored_episode_has_no_cause():
+    unscored = type("Unanswered", (Episode,), {"status": "unanswered"})(task(), "stateless", [])
+    assert failure(unscored, 1.0, task(), []) is None
+
+
 def test_without_the_task_or_its_replay_nothing_is_claimed():
     episode = scripted.play(task(), "stateless", ["no code"], 3)
-    assert causes.failure(episode, 1.0) == Failure("unknown", 2)
-    assert causes.failure(episode, 1.0, task()) == Failure("unknown", 2)
-    assert causes.failure(episode, 1.0, None, behaviour.play_again(task(), episode)) == Failure("unknown", 2)
-
-
-def test_an_unscored_episode_has_no_cause():
-    class Unanswered(Episode):
-        status = "unanswered"
-
-    assert causes.failure(Unanswered(task(), "stateless", []), 1.0, task(), []) is None
+    assert failure(episode, 1.0) == Failure("unknown", 2)
+    assert failure(episode, 1.0, task()) == Failure("unknown", 2)
+    assert failure(episode, 1.0, None, conduct.play_again(task(), episode)) == Failure("unknown", 2)
 
 
 @pytest.mark.parametrize(
@@ -118,29 +113,9 @@ def test_the_limit_is_put_down_to_what_filled_the_turns(cause):
     assert cause(LOOK, "print(1)", max_turns=5) == Failure("turn or context limit", 4)
 
 
-@pytest.mark.parametrize(
-    ("carried", "wrong"),
-    [
-        (ledger(a=(6, 40, "A")), True),  # an item of the best selection, with a wrong weight
-        (ledger(a=(4, 40, "B")), True),
-        (ledger(a={"weight": 4, "value": 41, "class": "A"}), True),
-        ("seen = [('item_a', 5, 40), ('item_b', 3, 27), ('item_c', 3, 24)]\n", True),
-        (ledger(e=(3, 90, "B")), False),  # its class is not allowed: no selection changes
-        (ledger(without="a"), True),  # a ledger without the item
-        ("seen = {'item_d': (6, 42, 'A')}\n", False),  # no ledger: a selection
-        (ledger(), False),
-        (f"count = {dict.fromkeys(task().items, 1)}\n", False),  # one number: not a record of weight and value
-        (ledger(a=(40, 4, 10.0, "A")), False),  # the other way round, and with a ratio
-    ],
-)
-def test_a_wrong_record_counts_if_its_item_matters(cause, carried, wrong):
-    expected = Failure("wrong or stale record", 1) if wrong else Failure("poorer selection", 1)
-    assert cause(LOOK, carried + take("d", "b"), "finish()") == expected
-
-
-def test_a_wrong_record_of_an_item_that_still_fitted(cause):
-    assert cause(LOOK, ledger(a=(14, 40, "A")) + take("d"), "finish()") == Failure("wrong or stale record", 1)
-    assert cause(LOOK, f"if :\n    {ledger(a=(14, 40, 'A'))}", "finish()") == Failure("malformed reply", 1)
+def test_wrong_records_are_not_told_from_poor_choices(cause):
+    records = "seen = {'item_a': (6, 40, 'A'), 'item_b': (3, 27, 'A')}\n"  # item_a weighs 4
+    assert cause(LOOK, records + take("d", "b"), "finish()") == Failure("poorer selection", 1)
 
 
 def test_tries_spent_on_refused_classes(cause):
@@ -170,10 +145,10 @@ def test_what_was_seen_decides_between_selection_and_luck(cause):
 
 @pytest.mark.skipif(not EXAMPLES.exists(), reason="the published examples are not on this machine")
 def test_published_episodes_get_a_cause(pool):
-    causes = {"knapsack-0000000000": ("other items inspected", 1), "knapsack-0000000001": ("poorer selection", 2)}
+    expected = {"knapsack-0000000000": ("other items inspected", 1), "knapsack-0000000001": ("poorer selection", 2)}
     for path in sorted(EXAMPLES.glob("*/knapsack/*.trace.json")):
         trace = traces.read_trace(path)
         of = Task.from_json(read_json(EXAMPLES / "easy" / "tasks" / "knapsack" / f"{trace.task_id}.json"))
-        found = causes.failure(trace, 1.0, of, behaviour.play_again(of, trace, pool=pool))
-        assert (found.cause, found.turn) == causes[trace.task_id]  # only the second saw every item
-        assert causes.failure(trace, trace.score, of) is None
+        found = failure(trace, 1.0, of, conduct.play_again(of, trace, pool=pool))
+        assert (found.cause, found.turn) == expected[trace.task_id]  # only the second saw every item
+        assert failure(trace, trace.score, of) is None

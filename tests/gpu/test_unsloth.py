@@ -128,7 +128,7 @@ def test_notebook_03_runs_with_unsloth(checkout, base, elsewhere, tmp_path):
     for kind in ("persistent", "stateless"):
         write_rows(tmp_path / "training" / kind / "traces.jsonl", make_rows(12, seed=len(kind)))
     settings = {"backend": "unsloth", "base": base, "rank": 2, "max_length": 2048, "load_in_4bit": "true"}
-    settings["context_length"] = 2048  # of notebook 04, which is not run here
+    settings["context_length"] = settings["max_tokens"] = 2048  # of notebooks 04 and 02, which are not run here
     words = [word for name, value in settings.items() for word in ("-p", f"{name}={value}")]
     command = [sys.executable, checkout / "run_notebooks.py", "--only", "3", "--out", tmp_path, *words]
     ended = subprocess.run(command, cwd=elsewhere[0], env=elsewhere[1], capture_output=True, text=True, timeout=400)

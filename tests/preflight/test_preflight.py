@@ -128,6 +128,7 @@ def test_a_plan_says_what_each_notebook_will_do_and_need(profile, episodes, fill
         (assignments(served(key="NO_SUCH_KEY")), ["the key NO_SUCH_KEY", "export it"]),
         (assignments(served()), [f"the server {CLOSED}", "start the server"]),
         (["-p", "base=nobody/nothing"], ["the model nobody/nothing", "name a model folder"]),
+        (["--only", "5", "-p", "more_runs=runs/no-such"], ["the folder runs/no-such", "name one that is there"]),
         (assignments({"n_train": 250000, "max_length": 10**6, "max_tokens": 10**6}), ["GB of disk at", "free "]),
     ],
 )

@@ -1,4 +1,4 @@
-"""The figures of a run: each is drawn from its tables and traces and saved as PNG, SVG and the CSV of what it shows.
+"""For notebook 05: the figures of a run, from its tables and traces, each as PNG, SVG and the CSV of its data.
 
 Equal numbers give equal bytes. Models, runtimes and splits that were not played take no room; a figure that has
 nothing to show is a sentence instead. What a figure shows, of which run, from how many episodes and with which
@@ -9,7 +9,7 @@ import io
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -17,33 +17,27 @@ from IPython.display import Image, Markdown
 from matplotlib import rc_context
 
 from knapsack.analysis.conduct import Conduct
-from knapsack.analysis.equivalence import MARGIN
-from knapsack.analysis.figures.conduct_figures import errors_and_recovery, tokens_by_turn, what_fills_the_tokens
+from knapsack.analysis.figures import style
+from knapsack.analysis.figures.conduct import errors_and_recovery, tokens_by_turn, what_fills_the_tokens
 from knapsack.analysis.figures.idea import the_idea
-from knapsack.analysis.figures.quality import cost_quality, matrix, missing_bindings, paired_differences
-from knapsack.analysis.figures.style import Drawing, NothingToShow, style
+from knapsack.analysis.figures.quality import cost_quality, matrix, paired_differences, seeds
+from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap
 from knapsack.analysis.metrics import write_csv
+from knapsack.analysis.several_runs import SideBySide
+from knapsack.analysis.statistics import MARGIN
 from knapsack.runs import Run, provenance, read_json, write_json, write_text
 
 SHOWN_WIDTH = 520  # pixels in a notebook
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A figure that lies in the run's folder: its PNG, and the caption that belongs below it."""
-
-    png: Path
-    caption: str
-
-
-def save(folder: str | Path, name: str, draw: Callable[[], Drawing], origin: str = "") -> tuple[list[str], str]:
-    """Draw and write ``name``.png (300 dpi), .svg and .csv; returns the three file names and the caption.
+def save(folder: str | Path, name: str, draw: Callable[[], style.Drawing], origin: str = "") -> str:
+    """Draw and write ``name``.png (300 dpi), .svg and .csv; returns the caption.
 
     ``origin`` is a sentence that ends the caption. Both pictures carry it as their description.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with rc_context(style()):
+    with rc_context(style.style()):
         drawing = draw()
         caption = " ".join(filter(None, (drawing.caption, origin)))
         drawing.figure.savefig(folder / f"{name}.png", dpi=300, metadata={"Software": None, "Description": caption})
@@ -52,7 +46,7 @@ def save(folder: str | Path, name: str, draw: Callable[[], Drawing], origin: str
         drawing.figure.savefig(picture, format="svg", metadata=described)
     write_text(folder / f"{name}.svg", _numbered(picture.getvalue()))
     write_csv(folder / f"{name}.csv", drawing.data)
-    return [f"{name}.{kind}" for kind in ("png", "svg", "csv")], caption
+    return caption
 
 
 def _numbered(svg: str) -> str:
@@ -65,69 +59,64 @@ def _numbered(svg: str) -> str:
     return re.sub(r'(?<=[#"])[a-z][0-9a-f]{10}(?=[)"])', number, svg)
 
 
-def origin_text(run: Run, parameters: dict) -> str:
-    """Which run a figure shows, and the seeds it was made with as far as its manifest tells."""
-    if parameters.get("source") == "published":
-        return f"Downloaded traces: {Path(parameters['published_folder']).name}."
+def origin_text(run: Run, folder: str | Path) -> str:
+    """Which run the cells in ``folder`` are of, and the seeds it was made with as far as its manifest tells."""
+    if Path(folder).resolve() != run.evaluations.resolve():
+        return f"Downloaded traces: {Path(folder).name}."
     rows = run.read_manifest()
     steps = ("01_generate", "02_traces", "03_finetune", "04_evaluate")
     seeds = {step[:2]: rows[step]["parameters"].get("seed") for step in steps if step in rows}
     seeds = {step: seed for step, seed in seeds.items() if seed is not None}
     if len(set(seeds.values())) == 1:
-        return f"Run: {run.folder.name}, seed {next(iter(seeds.values()))}."
+        return f"Run: {run.folder.name}, made with seed {next(iter(seeds.values()))}."
     several = ", ".join(f"{seed} in notebook {step}" for step, seed in seeds.items())
-    return f"Run: {run.folder.name}{f', seeds {several}' if several else ''}."
+    return f"Run: {run.folder.name}{f', made with seeds {several}' if several else ''}."
 
 
 def draw_all(
     run: Run,
+    folder: str | Path,
     episodes: pd.DataFrame,
     turns: pd.DataFrame,
     conduct: Conduct,
-    folder: str | Path,
-    notebook: str,
-    parameters: dict,
-    more: dict[str, Callable[[], Drawing]] | None = None,
-) -> dict[str, Drawn | str]:
-    """Draw every figure into the run's folder and write the manifest; returns name → figure, or why there is none.
+    estimates: pd.DataFrame,
+    several: SideBySide,
+    margin: float = MARGIN,
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> dict[str, list[Image | Markdown]]:
+    """Draw every figure into the run's folder and write the manifest; returns what a notebook shows of each, by name:
+    the picture and its caption, or the sentence that says why there is none.
 
-    ``folder`` is that of the cells; ``parameters`` are the notebook's, n_resamples and seed among them; ``more`` are
-    figures made elsewhere, by name, whose captions tell their runs themselves. A row of the manifest says which
-    notebook, parameters and commit made the figure, and holds its caption.
+    ``folder`` is that of the cells. A row of the manifest says which notebook and commit made the figure, with which
+    bootstrap and margin, and holds its caption.
     """
-    seeded = {name: parameters[name] for name in ("n_resamples", "seed")}
-    drawings: dict[str, Callable[[], Drawing]] = {
+    drawings: dict[str, Callable[[], style.Drawing]] = {
         "the_idea": lambda: the_idea(episodes, folder),
-        "train_runtime_matrix": lambda: matrix(episodes, **seeded),
-        "cost_quality": lambda: cost_quality(episodes, **seeded),
-        "paired_differences": lambda: paired_differences(episodes, parameters.get("margin", MARGIN), **seeded),
-        "missing_bindings": lambda: missing_bindings(episodes),
+        "train_runtime_matrix": lambda: matrix(episodes, estimates, bootstrap),
+        "cost_quality": lambda: cost_quality(episodes, estimates, bootstrap),
+        "paired_differences": lambda: paired_differences(episodes, estimates, margin, bootstrap),
         "errors_and_recovery": lambda: errors_and_recovery(episodes, conduct),
-        "tokens_by_turn": lambda: tokens_by_turn(episodes, turns, **seeded),
+        "tokens_by_turn": lambda: tokens_by_turn(episodes, turns, bootstrap),
         "what_fills_the_tokens": lambda: what_fills_the_tokens(episodes, conduct),
-    } | (more or {})
-    known, origin = provenance(), origin_text(run, parameters)
-    made = {"notebook": notebook, "parameters": parameters, "commit": known["commit"], "dirty": known["dirty"]}
-    manifest, drawn = {}, {}
+        "seeds": lambda: seeds(several.values, several.groups, several.told, bootstrap),
+    }
+    known, origin, manifest, drawn = provenance(), origin_text(run, folder), {}, {}
+    made = {"notebook": "05_analysis", "parameters": asdict(bootstrap) | {"margin": margin}}
+    made |= {"commit": known["commit"], "dirty": known["dirty"]}
     for name, draw in drawings.items():
-        try:
-            files, caption = save(run.figures, name, draw, "" if name in (more or {}) else origin)
-        except NothingToShow as nothing:
-            drawn[name] = str(nothing)
+        try:  # the caption of several runs names them itself
+            caption = save(run.figures, name, draw, "" if name == "seeds" else origin)
+        except style.NothingToShow as nothing:
+            drawn[name] = [Markdown(str(nothing))]
         else:
-            manifest[name] = {"files": files, "caption": caption, **made}
-            drawn[name] = Drawn(run.figures / f"{name}.png", caption)
+            files = [f"{name}.{kind}" for kind in ("png", "svg", "csv")]
+            manifest[name] = made | {"files": files, "caption": caption}
+            picture = Image(run.figures / files[0], width=SHOWN_WIDTH, alt=caption)
+            drawn[name] = [picture, Markdown(caption)]
     write_json(run.figures / "manifest.json", manifest)
     for old in orphans(run.figures):  # of a figure that is not drawn any more
         (run.figures / old).unlink()
     return drawn
-
-
-def shown(entry: Drawn | str) -> list[Image | Markdown]:
-    """For a notebook: the picture and its caption, or the sentence that stands in for both."""
-    if isinstance(entry, str):
-        return [Markdown(entry)]
-    return [Image(entry.png, width=SHOWN_WIDTH, alt=entry.caption), Markdown(entry.caption)]
 
 
 def orphans(folder: str | Path) -> list[str]:

@@ -1,31 +1,30 @@
 """The idea of the study in one picture: two real rollouts of one model on one task, side by side in both runtimes."""
 
 import re
+import textwrap
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import Rectangle
 
 from knapsack.agent import FENCE, Turn
-from knapsack.analysis.figures.style import COLOURS, GREY, INK, SMALLEST, WIDTH, Drawing, NothingToShow, scored
-from knapsack.analysis.statistics import PP, PS
-from knapsack.runtime import KINDS
+from knapsack.analysis.estimates import PP, PS
+from knapsack.analysis.figures import style
 from knapsack.traces import Cell, Trace, read_trace, trace_path
 from knapsack.training_data import MIN_SCORE
 
-CODE_LINES = 6  # of a turn
-WIDE_LINES = 9  # of a turn that takes the whole width
-PAGE, EDGE, GAP = 72 * WIDTH, 3.0, 7.0  # points: width, margin, between the columns
+# The page is a grid of letters (of code, in DejaVu Sans Mono) and lines.
+LETTER, LINE = 0.60205 * style.SMALLEST, 8.2  # points
+PAGE, EDGE, GAP = 72 * style.WIDTH / LETTER, 0.8, 2.0  # letters
 COLUMN = (PAGE - 2 * EDGE - GAP) / 2
-LINE, LETTER, PAD = 8.2, 0.60205 * SMALLEST, 3.0  # points: a line, a letter of code (DejaVu Sans Mono), inside a box
-KEPT, LOST = COLOURS["persistent"], COLOURS["stateless"]
-BACK, GOOD, BAD = "#F3F3F3", "#DCEBF5", "#FADFCF"
+SIDES = {"persistent": EDGE, "stateless": EDGE + COLUMN + GAP}  # where the columns begin
+NARROW, WIDE = (29, 6), (63, 9)  # letters a line and lines of code of a turn in a column, and over the whole width
+LOST, BACK, GOOD, BAD = style.COLOURS["stateless"], "#F3F3F3", "#DCEBF5", "#FADFCF"
 ENDS = {"finish_tool": "finished", "max_turns": "turn limit", "error": "ended by an error"}
-
-Line = tuple[str, int, str, str]  # runtime, turn from 1, part, text
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def find_pairs(episodes: pd.DataFrame, folder: str | Path) -> list[Pair]:
     First come pairs with the same code up to that moment, then higher scores of P→P, then the order of ``episodes``.
     ``folder`` is that of the cells.
     """
-    done = scored(episodes)
+    done = style.scored(episodes)
     home, away = (done[(done[["model", "runtime"]] == list(cell)).all(axis=1)] for cell in (PP, PS))
     home = home[(home["finish_reason"] == "finish_tool") & (home["score"] >= MIN_SCORE)]
     both = home.merge(away[away["missing_bindings"] > 0][["split", "task_id"]], on=["split", "task_id"])
@@ -68,29 +67,27 @@ def _moment(trace: Trace) -> tuple[int, int, str] | None:
     for index, turn in enumerate(trace.turns):
         if turn.observation is not None and turn.observation.missing_binding:
             name = turn.observation.missing_name
-            wrote = [earlier for earlier in range(index) if name and _has(trace.turns[earlier].code or "", name)]
+            wrote = [earlier for earlier in range(index) if name and _uses(trace.turns[earlier].code or "", name)]
             return (index, wrote[-1], name) if wrote else None
     return None
 
 
-def _has(line: str, name: str) -> bool:
-    return re.search(rf"\b{name}\b", line) is not None
+def _uses(line: str, name: str) -> list[re.Match]:
+    return list(re.finditer(rf"\b{name}\b", line))
 
 
 def excerpt(code: str, name: str, columns: int, most: int) -> list[str]:
     """At most ``most`` lines of code, ``columns`` wide: those with ``name`` and the nearest to them, or the first ones;
     what is left out shows as "…"."""
-    lines = [line.rstrip() for line in code.splitlines() if line.strip()]
-    uses = [index for index, line in enumerate(lines) if _has(line, name)] or [0]
-    order = sorted(range(len(lines)), key=lambda index: (min(abs(index - use) for use in uses), index))
-    shown: list[str] = []
-    for count in range(1, len(lines) + 1):
-        chosen, tried = sorted(order[:count]), []
-        for place, index in enumerate(chosen):
-            tried += ["…"] * (index > (chosen[place - 1] + 1 if place else 0)) + [cut(lines[index], columns)]
-        tried += ["…"] * (chosen[-1] < len(lines) - 1)
-        if len(tried) <= most or not shown:
-            shown = tried
+    lines, shown = [line.rstrip() for line in code.splitlines() if line.strip()], []
+    uses = [index for index, line in enumerate(lines) if _uses(line, name)] or [0]
+    nearest = sorted(range(len(lines)), key=lambda index: (min(abs(index - use) for use in uses), index))
+    for count in range(len(lines), 0, -1):
+        shown = []
+        for before, index in pairwise([-1, *sorted(nearest[:count]), len(lines)]):
+            shown += ["…"] * (index > before + 1) + [cut(line, columns) for line in lines[index : index + 1]]
+        if len(shown) <= most:
+            break
     return shown
 
 
@@ -100,42 +97,31 @@ def cut(text: str, columns: int) -> str:
     return text if len(text) <= columns else text[: columns - 1].rstrip() + "…"
 
 
-def _wrapped(text: str, columns: int) -> list[str]:
-    """The text on two lines at most."""
-    if len(text) <= columns:
-        return [cut(text, columns)]
-    at = text.rfind(" ", 0, columns + 1)
-    at = at if at > 0 else columns
-    return [cut(text[:at], columns), cut(text[at:].strip(), columns)]
-
-
-def _parts(turn: Turn, name: str, columns: int, most: int = CODE_LINES) -> tuple[str, list[str], list[str], bool]:
-    """What a turn shows: first words of the model, lines of code, what came back, and whether that is an error."""
-    block = FENCE.search(turn.text)
-    words = cut(" ".join(turn.text[: block.start() if block else None].split()), columns + 2)
-    if turn.observation is None:
-        return words, [], ["no single code block"], True
-    code, seen = excerpt(turn.code, name, columns, most), turn.observation
+def _parts(turn: Turn, name: str, columns: int, most: int) -> tuple[dict[str, list[str]], bool]:
+    """What a turn shows: first words of the model, lines of code, what came back; and whether that is an error."""
+    block, seen = FENCE.search(turn.text), turn.observation
+    words = [cut(" ".join(turn.text[: block.start() if block else None].split()), columns + 2)]
+    if seen is None:
+        return {"words": words, "code": [], "output": ["no single code block"]}, True
     if seen.error:
-        return words, code, _wrapped(" ".join(seen.error.split()), columns), True
-    printed = [cut(line, columns) for line in seen.output.splitlines() if line.strip()]
-    return words, code, printed[:2] + ["…"] * (len(printed) > 2) or ["(prints nothing)"], False
+        lines = textwrap.wrap(seen.error, columns, break_long_words=False, break_on_hyphens=False)
+        output = [cut(" ".join(some), columns) for some in (lines[:1], lines[1:]) if some]
+    else:
+        printed = [cut(line, columns) for line in seen.output.splitlines() if line.strip()]
+        output = printed[:2] + ["…"] * (len(printed) > 2) or ["(prints nothing)"]
+    return {"words": words, "code": excerpt(turn.code, name, columns, most), "output": output}, bool(seen.error)
 
 
-def the_idea(episodes: pd.DataFrame, folder: str | Path) -> Drawing:
+def the_idea(episodes: pd.DataFrame, folder: str | Path) -> style.Drawing:
     """The first of ``find_pairs``: the turn that binds a name, the turn that misses it, the next one, and the end."""
     pairs = find_pairs(episodes, folder)
     if not pairs:
-        raise NothingToShow(
+        raise style.NothingToShow(
             f"No task that P→P finished with a score of {MIN_SCORE} or more met a missing binding in P→S, so there are "
             "no two rollouts to show side by side."
         )
-    pair = pairs[0]
-    figure, lines = draw_pair(pair)
-    data = pd.DataFrame(lines, columns=["runtime", "turn", "part", "text"])
-    data.insert(0, "split", pair.split)
-    data.insert(1, "task_id", pair.task_id)
-    done, same = scored(episodes), sum(one.same for one in pairs)
+    pair, done, same = pairs[0], style.scored(episodes), sum(one.same for one in pairs)
+    figure, data = draw_pair(pair)
     tasks = int((done[["model", "runtime"]] == list(PP)).all(axis=1).sum())
     caption = (
         "Two rollouts of the model trained on persistent traces, on the same task in both runtimes: real words, code "
@@ -144,117 +130,82 @@ def the_idea(episodes: pd.DataFrame, folder: str | Path) -> Drawing:
         f"of {MIN_SCORE} or more and met a missing binding in P→S, {same} after the same code in both; shown is the "
         f"first with the highest score in P→P{' among these' if same else ''}."
     )
-    return Drawing(figure, data, caption)
+    return style.Drawing(figure, data, caption)
 
 
-def draw_pair(pair: Pair) -> tuple[Figure, list[Line]]:
-    """The picture of two rollouts, drawn from the top down in points, and every line that it shows of them."""
-    figure = Figure(figsize=(WIDTH, WIDTH))
+def draw_pair(pair: Pair) -> tuple[Figure, pd.DataFrame]:
+    """The picture of two rollouts, drawn from the top down, and every line that it shows of them."""
+    figure, lines = Figure(figsize=(style.WIDTH, style.WIDTH)), []
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set_axis_off()
-    ax.text(EDGE, 11, "One model, one task, two runtimes", fontsize=9, weight="bold", color=INK)
-    ax.text(EDGE, 20, f"trained on persistent traces · {pair.split} task {pair.task_id}", color=GREY)
-    y, lines = 25.0, []
-    first = [trace.turns[pair.bound] for trace in pair.traces if pair.bound < len(trace.turns)]
-    first = [turn for turn in first if turn.observation is not None]
-    replies = [(turn.text, turn.observation.output, turn.observation.error) for turn in first]
-    once = len(replies) == 2 and replies[0] == replies[1]
+    _write(ax, EDGE, 1.3, "One model, one task, two runtimes", fontsize=9, weight="bold")
+    told = f"trained on persistent traces · {pair.split} task {pair.task_id}"
+    _write(ax, EDGE, 2.4, told, fontsize=6.5, color=style.GREY)
+
+    def both(y: float, index: int) -> float:
+        turns = {kind: trace.turns[index : index + 1] for kind, trace in zip(SIDES, pair.traces, strict=True)}
+        return max([y, *(_turn(ax, y, pair, index, *turn, kind, lines) for kind, turn in turns.items() if turn)])
+
+    y, name = 3.0, cut(pair.name, 18)
+    first, other = (trace.turns[pair.bound : pair.bound + 1] for trace in pair.traces)
+    once = bool(first) and _told(first) == _told(other)
     if once:
-        y, lines = _row(ax, y, pair, pair.bound, first[:1])
-        y = _links(ax, y, pair.name)
-    y = _bands(ax, y)
-    for index in [pair.missing, pair.missing + 1] if once else [pair.bound, pair.missing, pair.missing + 1]:
-        if index == pair.missing and not once:
-            y = _links(ax, y, pair.name)
-        turns = [trace.turns[index] if index < len(trace.turns) else None for trace in pair.traces]
-        if any(turns):
-            y, more = _row(ax, y, pair, index, turns)
-            lines += more
-    height = _ends(ax, y, pair)
-    figure.set_size_inches(WIDTH, height / 72)
-    ax.set(xlim=(0, PAGE), ylim=(height, 0))
-    for text in ax.texts:
-        text.set_parse_math(False)  # a model may write dollar signs
-    return figure, lines
+        y = _turn(ax, y, pair, pair.bound, *first, "both", lines)
+    for kind, x in SIDES.items():
+        _box(ax, x, y, COLUMN, 1.45, fc=style.COLOURS[kind])
+        look = {"color": "white", "weight": "bold", "ha": "center", "fontsize": 7}
+        _write(ax, x + COLUMN / 2, y + 1, f"{kind} runtime", **look)
+    y = both(y + 1.7, pair.bound) if not once else y + 1.7
+    for (kind, x), told in zip(SIDES.items(), (f"↓ {name} stays bound", f"✗ {name} is lost"), strict=True):
+        _write(ax, x + 0.8, y + 0.8, told, color=style.COLOURS[kind], weight="bold", fontsize=6.5)
+    y = both(both(y + 1.1, pair.missing), pair.missing + 1)
+    for (kind, x), trace in zip(SIDES.items(), pair.traces, strict=True):
+        tokens = sum(turn.prompt_tokens + turn.completion_tokens for turn in trace.turns)
+        _box(ax, x, y, COLUMN, 2.7, fc="none", ec=style.COLOURS[kind], lw=1)
+        _write(ax, x + 1, y + 1.15, f"score {trace.score:.2f}", color=style.COLOURS[kind], weight="bold", fontsize=7.5)
+        _write(ax, x + 1, y + 2.2, f"{ENDS[trace.finish_reason]} · {len(trace.turns)} turns · {tokens:,} tokens")
+    figure.set_size_inches(style.WIDTH, (y + 3) * LINE / 72)
+    ax.set(xlim=(0, PAGE), ylim=(y + 3, 0))
+    return figure, pd.DataFrame(lines, columns=["split", "task_id", "runtime", "turn", "part", "text"])
+
+
+def _told(turns: list[Turn]) -> list[tuple]:
+    """What the model wrote and was shown."""
+    return [(turn.text, turn.observation and (turn.observation.output, turn.observation.error)) for turn in turns]
+
+
+def _turn(ax: Axes, y: float, pair: Pair, index: int, turn: Turn, runtime: str, lines: list[tuple]) -> float:
+    """Turn ``index`` of one rollout, or of "both" over the whole width, from line ``y`` on; returns where it ends.
+
+    What it shows is added to ``lines``."""
+    wide, gone = runtime == "both", runtime == "stateless" and index == pair.missing
+    x, width = (EDGE, 2 * COLUMN + GAP) if wide else (SIDES[runtime], COLUMN)
+    parts, failed = _parts(turn, pair.name, *(WIDE if wide else NARROW))
+    loud = {"color": LOST, "weight": "bold"} if gone else {}
+    _write(ax, x, y + 0.8, f"turn {index + 1}{', the same in both' if wide else ''}", **{"color": style.GREY} | loud)
+    if gone:
+        _write(ax, x + width, y + 0.8, "missing binding", ha="right", **loud)
+    y, sizes = y + 1.1, {part: len(texts) for part, texts in parts.items()}
+    _box(ax, x, y, width, sum(sizes.values()) + 0.6, fc=BACK)
+    _box(ax, x, y + 0.2 + sizes["words"] + sizes["code"], width, sizes["output"] + 0.4, fc=BAD if failed else GOOD)
+    if gone:
+        _box(ax, x, y, width, sum(sizes.values()) + 0.6, fc="none", ec=LOST, lw=1.2)
+    code = {"family": "monospace"}
+    looks = {"words": {"style": "italic", "color": style.GREY}, "code": code, "output": code | loud}
+    for part, text in ((part, text) for part, texts in parts.items() for text in texts):
+        y += 1
+        for use in _uses(text, pair.name) if part == "code" else ():
+            mark = {"fc": LOST if gone else style.COLOURS["persistent"], "alpha": 0.25}
+            _box(ax, x + 0.8 + use.start(), y - 0.85, len(pair.name), 1, **mark)
+        _write(ax, x + 0.8, y - 0.1 + 0.2 * (part == "output"), text, **looks[part])
+        lines.append((pair.split, pair.task_id, runtime, index + 1, part, text))
+    return y + 1.1
 
 
 def _box(ax: Axes, x: float, y: float, width: float, height: float, **look) -> None:
-    look = {"lw": 0, "boxstyle": "round,pad=0,rounding_size=2"} | look
-    ax.add_patch(FancyBboxPatch((x, y), width, height, **look))
+    ax.add_patch(Rectangle((x, y), width, height, **{"lw": 0} | look))
 
 
-def _left(column: int) -> float:
-    return EDGE + column * (COLUMN + GAP)
-
-
-def _row(ax: Axes, y: float, pair: Pair, index: int, turns: list[Turn | None]) -> tuple[float, list[Line]]:
-    """One turn of both rollouts, or of a single one over the whole width; returns where it ends, and its lines."""
-    wide = len(turns) == 1
-    width = PAGE - 2 * EDGE if wide else COLUMN
-    lines, end = [], y
-    for column, turn in enumerate(turns):
-        if turn is None:
-            continue
-        x, gone = _left(column), not wide and column == 1 and index == pair.missing
-        columns, most = int((width - 2 * PAD) / LETTER), WIDE_LINES if wide else CODE_LINES
-        words, code, output, failed = _parts(turn, pair.name, columns, most)
-        label = f"turn {index + 1}{', the same in both' if wide else ''}"
-        ax.text(x, y + 6.5, label, fontsize=6, color=LOST if gone else GREY, weight="bold" if gone else "normal")
-        if gone:
-            ax.text(x + width, y + 6.5, "missing binding", fontsize=6, color=LOST, weight="bold", ha="right")
-        top, middle = y + 9, y + 9 + PAD + LINE * (1 + len(code))
-        bottom = middle + LINE * len(output) + PAD + 1
-        _box(ax, x, top, width, bottom - top, fc=BACK)
-        _box(ax, x, middle, width, bottom - middle, fc=BAD if failed else GOOD)
-        if gone:
-            _box(ax, x, top, width, bottom - top, fc="none", ec=LOST, lw=1.2)
-        ax.text(x + PAD, top + LINE - 0.5, words, fontsize=6, style="italic", color=GREY)
-        for place, text in enumerate(code):
-            _code(ax, x + PAD, top + PAD / 2 + LINE * (place + 2) - 1.5, text, pair.name, LOST if gone else KEPT)
-        for place, text in enumerate(output):
-            look = {"color": LOST, "weight": "bold"} if gone else {"color": INK}
-            ax.text(x + PAD, middle + LINE * (place + 1) - 0.8, text, family="monospace", fontsize=6, **look)
-        runtime = "both" if wide else KINDS[column]
-        for part, texts in (("words", [words]), ("code", code), ("output", output)):
-            lines += [(runtime, index + 1, part, text) for text in texts]
-        end = max(end, bottom)
-    return end + 4, lines
-
-
-def _code(ax: Axes, x: float, y: float, text: str, name: str, colour: str) -> None:
-    """A line of code, with every use of ``name`` marked."""
-    for use in re.finditer(rf"\b{name}\b", text):
-        _box(ax, x + use.start() * LETTER - 1, y - 6.2, len(name) * LETTER + 2, 8, fc=colour, alpha=0.25)
-    ax.text(x, y, text, family="monospace", fontsize=6, color=INK)
-
-
-def _links(ax: Axes, y: float, name: str) -> float:
-    """From the turn that binds the name to the one that needs it: an arrow where it stays, a broken one where not."""
-    for column, (colour, words, line) in enumerate(((KEPT, "stays bound", "-"), (LOST, "is lost", (0, (2, 1.5))))):
-        x = _left(column) + 12
-        look = {"arrowstyle": "-|>", "color": colour, "lw": 1.2, "linestyle": line, "shrinkA": 0, "shrinkB": 0}
-        ax.annotate("", (x, y + 13), (x, y - 3), arrowprops=look | {"mutation_scale": 7})
-        if column:
-            ax.plot(x, y + 4, "x", color=colour, ms=5, mew=1.5)
-        ax.text(x + 8, y + 7, f"{cut(name, 18)} {words}", color=colour, weight="bold")
-    return y + 15
-
-
-def _bands(ax: Axes, y: float) -> float:
-    for column, colour in enumerate((KEPT, LOST)):
-        _box(ax, _left(column), y, COLUMN, 12, fc=colour)
-        look = {"color": "white", "weight": "bold", "ha": "center", "fontsize": 7}
-        ax.text(_left(column) + COLUMN / 2, y + 8.6, f"{KINDS[column]} runtime", **look)
-    return y + 14
-
-
-def _ends(ax: Axes, y: float, pair: Pair) -> float:
-    """What became of both; returns the height of the page."""
-    for column, (trace, colour) in enumerate(zip(pair.traces, (KEPT, LOST), strict=True)):
-        tokens = sum(turn.prompt_tokens + turn.completion_tokens for turn in trace.turns)
-        x = _left(column)
-        _box(ax, x, y + 1, COLUMN, 23, fc="none", ec=colour, lw=1)
-        ax.text(x + PAD + 1, y + 10, f"score {trace.score:.2f}", color=colour, weight="bold", fontsize=7.5)
-        text = f"{ENDS[trace.finish_reason]} · {len(trace.turns)} turns · {tokens:,} tokens"
-        ax.text(x + PAD + 1, y + 19.5, text, fontsize=6, color=INK)
-    return y + 27
+def _write(ax: Axes, x: float, y: float, text: str, **look) -> None:
+    """A line of text that stands on ``y``; a model may write dollar signs."""
+    ax.text(x, y, text, parse_math=False, **{"fontsize": style.SMALLEST, "color": style.INK} | look)

@@ -6,21 +6,20 @@ hatch or a label says as well.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import cycle
 
-import numpy as np
 import pandas as pd
 import seaborn
-from matplotlib import patheffects
+from matplotlib import ticker
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.transforms import Bbox
+from matplotlib.patches import Patch
 
-from knapsack.analysis.intervals import CONFIDENCE, METHOD, mean_interval
+from knapsack.analysis.intervals import CONFIDENCE, METHOD, Bootstrap
 from knapsack.analysis.metrics import RUNTIMES, SHORT, completed
 
 WIDTH = 3.35  # inches; 8.5 cm
@@ -31,8 +30,10 @@ SHORTEST = SHORT | {"carry-over": "C", "carry-over-announced": "C+"}
 LONGEST = 14  # characters of a model's name in a figure; its data has the whole name
 MARKERS = dict(zip(RUNTIMES, "os^D", strict=True))
 LINES = dict(zip(RUNTIMES, ("-", (0, (3, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (1, 1.2))), strict=True))
-CELL = ["split", "model", "runtime"]
+BY_SPLIT = ["split", "model", "runtime"]  # the first columns of a figure's data
 INK, GREY, PALE = "#222222", "#666666", "#DDDDDD"
+
+Looks = dict[str, tuple[str, str, str]]  # label, colour and hatch of each part of a stack, from its bottom
 
 
 @dataclass(frozen=True)
@@ -69,22 +70,25 @@ def cell_label(model: str, runtime: str) -> str:
     return f"{SHORT.get(model, short(model))}→{SHORTEST.get(runtime, runtime)}"
 
 
-def labels_text(runtimes: Iterable[str]) -> str:
-    """The sentence that explains ``cell_label``."""
-    told = ["P→S: trained on persistent traces, run in the stateless runtime"]
-    names = {"carry-over": "C: a carry-over runtime", "carry-over-announced": "C+: one that is announced"}
-    return "; ".join(told + [words for name, words in names.items() if name in set(runtimes)]) + "."
+def cells_in(data: pd.DataFrame) -> list[tuple[str, str]]:
+    """Every (model, runtime) in a table, in its order."""
+    return list(dict.fromkeys(zip(data["model"], data["runtime"], strict=True)))
 
 
-def present(known: tuple[str, ...], seen: Iterable[str]) -> list[str]:
-    """The names that occur, those we know in their order, then others."""
-    seen = set(seen)
-    return [name for name in known if name in seen] + sorted(seen - set(known))
-
-
-def colours_of(models: Iterable[str]) -> dict[str, str]:
-    """A colour for every model."""
-    return COLOURS | dict(zip(sorted(set(models) - set(COLOURS)), cycle(OTHERS), strict=False))
+def looks(cells: Iterable[tuple[str, str]]) -> dict[tuple[str, str], dict]:
+    """How each (model, runtime) is drawn: the colour of the model, the marker, its face and the line of the runtime."""
+    cells = list(cells)
+    added = sorted({model for model, _ in cells} - set(COLOURS))
+    colours = COLOURS | dict(zip(added, cycle(OTHERS), strict=False))
+    return {
+        (model, runtime): {
+            "color": colours[model],
+            "marker": MARKERS[runtime],
+            "mfc": colours[model] if runtime == "persistent" else "white",
+            "linestyle": LINES[runtime],
+        }
+        for model, runtime in cells
+    }
 
 
 def scored(episodes: pd.DataFrame) -> pd.DataFrame:
@@ -93,18 +97,6 @@ def scored(episodes: pd.DataFrame) -> pd.DataFrame:
     if done.empty:
         raise NothingToShow("No cell has a completed episode to show: run notebook 04 first, or see what went wrong.")
     return done
-
-
-def means(frame: pd.DataFrame, keys: list[str], quantities: tuple[str, ...], **seeded: int) -> pd.DataFrame:
-    """n, mean and interval of quantities per group, in the order of ``frame``."""
-    rows = []
-    for key, group in frame.groupby(keys, sort=False):
-        row = dict(zip(keys, key, strict=True)) | {"n": len(group)}
-        for name in quantities:
-            low, high = mean_interval(group[name].to_numpy(float), **seeded)
-            row |= {name: group[name].mean(), f"{name}_low": low, f"{name}_high": high}
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def span(numbers: Iterable[int]) -> str:
@@ -118,37 +110,62 @@ def percent(share: float) -> str:
     return "–" if math.isnan(share) else f"{100 * share:.0f} %"
 
 
-def interval_text(n_resamples: int, seed: int) -> str:
-    """How the intervals of means were made."""
+def labels_text(runtimes: Iterable[str] = ()) -> str:
+    """The sentence that explains ``cell_label``."""
+    told = ["P→S: trained on persistent traces, run in the stateless runtime"]
+    names = {"carry-over": "C: a carry-over runtime", "carry-over-announced": "C+: one that is announced"}
+    return "; ".join(told + [words for name, words in names.items() if name in set(runtimes)]) + "."
+
+
+def interval_text(bootstrap: Bootstrap) -> str:
+    """How the intervals of means were made. The seed is the bootstrap's, not that of a run (``origin_text``)."""
     method = {"bca": "BCa", "percentile": "percentile"}[METHOD]
-    return f"{percent(CONFIDENCE)} interval ({method} bootstrap over tasks, {n_resamples:,} resamples, seed {seed})"
+    made = f"{method} bootstrap over tasks, {bootstrap.n_resamples:,} resamples, bootstrap seed {bootstrap.seed}"
+    return f"{percent(CONFIDENCE)} interval ({made})"
 
 
 def counts_text(episodes: pd.DataFrame) -> str:
     """How many episodes of a cell were scored, per split, and how many were not in all."""
     done = scored(episodes)
-    sizes = done.groupby(CELL, sort=False).size()
-    parts = [f"{span(sizes[split])} {split}" for split in dict.fromkeys(done["split"])]
+    sizes = done.groupby(BY_SPLIT, sort=False).size()
+    parts = [f"{span(sizes[split])} {split}" for split in done["split"].unique()]
     return f"n = {', '.join(parts)} episodes a cell; unscored: {len(episodes) - len(done)}."
 
 
-def split_axes(figure: Figure, rows: int, splits: list[str], **settings):
-    """Axes of shape (rows, splits), titled with the splits where there are several."""
+def split_axes(figure: Figure, rows: int, splits: Iterable[str], **settings):
+    """Axes of shape (rows, splits), titled with the splits."""
     axes = figure.subplots(rows, len(splits), squeeze=False, **settings)
     for ax, split in zip(axes[0], splits, strict=True):
         ax.set_title(split)
     return axes
 
 
-def cells_legend(figure: Figure, cells: Iterable[tuple[str, str]]) -> None:
-    """A line in the colour of the model and the style of the runtime for every (model, runtime)."""
-    cells = list(cells)
-    colours = colours_of(model for model, _ in cells)
-    handles = [
-        Line2D([], [], color=colours[model], linestyle=LINES[runtime], label=cell_label(model, runtime))
-        for model, runtime in cells
-    ]
-    legend_above(figure, handles)
+def token_axis(ax: Axes, ends: pd.Series, subs: tuple[int, ...] = (1, 2, 5)) -> None:
+    """A log axis of tokens, labelled at ``subs`` of every decade: 500, 2k, 2.5k. ``ends``: all that it must hold."""
+    ax.set(xscale="log")
+    if ends.max() < 2 * ends.min():  # too near for a tick between them
+        ax.set(xlim=(ends.min() / 1.8, ends.max() * 1.8))
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=subs))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def stacked(bar: Callable, at: pd.Series, rows: pd.DataFrame, size: float, parts: Looks) -> None:
+    """Bars ``size`` thick at ``at``, by ``Axes.bar`` or ``barh``: the columns of ``rows`` named by ``parts``."""
+    start = 0.0
+    for name, (_, colour, hatch) in parts.items():
+        bar(at, rows[name], size, start, color=colour, hatch=hatch, edgecolor="white", lw=0)
+        start = start + rows[name]
+
+
+def patches(parts: Looks) -> list[Patch]:
+    """What a legend shows of ``stacked``."""
+    return [Patch(fc=colour, hatch=hatch, ec="white", lw=0, label=label) for label, colour, hatch in parts.values()]
+
+
+def cells_legend(figure: Figure, found: dict[tuple[str, str], dict], **other) -> None:
+    """A legend of every (model, runtime) by its ``looks``, or as ``other`` says."""
+    legend_above(figure, [Line2D([], [], label=cell_label(*cell), **look | other) for cell, look in found.items()])
 
 
 def legend_above(figure: Figure, handles: list[Artist]) -> None:
@@ -159,32 +176,3 @@ def legend_above(figure: Figure, handles: list[Artist]) -> None:
     figure.set_figheight(figure.get_figheight() + 0.05 + 0.12 * rows)
     look = {"columnspacing": 1.0, "handlelength": 1.9, "handletextpad": 0.5, "borderpad": 0.1, "labelspacing": 0.3}
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, **look)
-
-
-def label_points(ax: Axes, points: list[tuple[float, float, str, str]], taken: list[Bbox]) -> None:
-    """Write a name beside each point (x, y, name, colour), clear of every box of ``taken`` and of each other.
-
-    ``taken`` are boxes in pixels. Of the nearest free places, the one farthest from all other points is chosen; one
-    that is not beside its point gets a line to it. Call it last: it needs the final place of the axes.
-    """
-    pixel, room, taken = ax.figure.dpi / 72, ax.get_window_extent(), list(taken)
-    look = {"fontsize": 6.5, "ha": "center", "va": "center", "zorder": 6, "in_layout": False}
-    look["path_effects"] = [patheffects.withStroke(linewidth=1.6, foreground="white")]
-    ways = [(1, 0), (-1, 0), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7), (-0.7, -0.7), (0, 1), (0, -1)]
-    pixels = ax.transData.transform([point[:2] for point in points])
-    for index, (x, y, name, colour) in enumerate(points):
-        label = ax.annotate(name, (x, y), (0, 0), textcoords="offset points", color=colour, **look)
-        size, at = label.get_window_extent(), pixels[index]
-        half = np.array([size.width, size.height]) / 2
-        places = []
-        for reach, way in ((reach, np.array(way)) for reach in (6, 10, 15, 21, 28, 36, 46, 60, 75, 90) for way in ways):
-            centre = np.clip(at + way * (reach * pixel + half), room.min + half, room.max - half)
-            box = Bbox([centre - half, centre + half])
-            near = min((math.dist(centre, other) for k, other in enumerate(pixels) if k != index), default=0.0)
-            places.append((any(box.overlaps(other) for other in taken), reach, -near, tuple(centre), box))
-        _, reach, _, centre, box = min(places, key=lambda place: place[:4])  # all taken: the nearest
-        label.set_position((np.array(centre) - at) / pixel)
-        taken.append(box)
-        if reach > 10:
-            ends = ax.transData.inverted().transform([at, centre])
-            ax.plot(*ends.T, color=colour, lw=0.4, zorder=1.5, scalex=False, scaley=False)
