@@ -169,14 +169,19 @@ def bounded(cls: type) -> type:
     return made
 
 
-def one_line(error: pydantic.ValidationError, what: str, names: Sequence[str] = ()) -> str:
-    """The first of the errors as ``<what>.<field> = <value>: <type or bound>``; ``names`` are those of positions."""
+def one_line(error: pydantic.ValidationError, what: str, names: Sequence[str] = (), secret: bool = False) -> str:
+    """The first of the errors as ``<what>.<field> = <value>: <type or bound>``.
+
+    ``names`` are those of positions; what else than a number stands in a ``secret`` thing is not shown.
+    """
     first = error.errors(include_url=False)[0]
-    place = [names[part] if number == 0 and isinstance(part, int) else part for number, part in enumerate(first["loc"])]
-    where = ".".join(map(str, [what, *place]))
-    if first["type"] == "value_error":  # raised by a validator, in our own words
-        return f"{where}: {first['ctx']['error']}"
-    return f"{where} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    value, place = first["input"], list(first["loc"])
+    if place and isinstance(place[0], int):
+        place[0] = names[place[0]]
+    shown = isinstance(value, int | float | None) or not (secret or first["type"] in ("missing", "value_error"))
+    # A validator of ours speaks for itself; pydantic begins with a capital.
+    said = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"][0].lower() + first["msg"][1:]
+    return f"{'.'.join(map(str, [what, *place]))}{f' = {value!r}' if shown else ''}: {said}"
 
 
 DIGESTS = "digests.json"  # beside the files whose digests it holds
