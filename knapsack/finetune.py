@@ -181,9 +181,9 @@ def load_plain(recipe: Recipe, source: str | Path, device: str):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from knapsack.gpu.backends import load_4bit
-
     if recipe.load_in_4bit:
+        from knapsack.gpu.backends import load_4bit
+
         model = load_4bit(source, device)
     else:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).to(device)

@@ -70,6 +70,6 @@ def smallest_report(smallest, tmp_path_factory):
     for name, value in smallest.items():
         command += ["-p", f"{name}={value}"]
     began = time.monotonic()
-    finished = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, timeout=600)
+    finished = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, timeout=1200)
     finished.seconds = time.monotonic() - began
     return folder, finished

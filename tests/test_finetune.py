@@ -6,6 +6,7 @@ import resource
 import shutil
 import socket
 from functools import partial
+from itertools import count
 
 import pytest
 import torch
@@ -187,11 +188,10 @@ def test_a_damaged_result_is_named_and_would_be_made_again(base, trained, tmp_pa
 @pytest.fixture(scope="module")
 def stopped(base, tmp_path_factory):
     """The folder of a training that was stopped after step 22 of 27, with its checkpoints of steps 10 and 20."""
-    folder, step, calls = tmp_path_factory.mktemp("stopped"), Trainer.training_step, []
+    folder, step, calls = tmp_path_factory.mktemp("stopped"), Trainer.training_step, count(1)
 
     def interrupt(*arguments, **options):
-        calls.append(1)
-        if len(calls) == 23:
+        if next(calls) == 23:
             raise KeyboardInterrupt
         return step(*arguments, **options)
 
@@ -265,7 +265,6 @@ def test_two_trainings_into_one_folder_at_once(base, tmp_path, monkeypatch):
         ("dropout", 1.0, "less than or equal to 0.9"),
         ("learning_rate", float("nan"), "finite number"),
         ("scheduler", "step", "'cosine', 'linear' or 'constant_with_warmup'"),
-        ("load_in_4bit", 1, "valid boolean"),
         ("target_modules", [], "at least 1 item"),
         ("target_modules", "q_proj", "valid tuple"),
         ("ranc", 4, "unexpected keyword"),

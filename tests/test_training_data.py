@@ -45,31 +45,28 @@ def test_a_pair_is_kept_only_if_both_pass():
 def test_training_rows_end_with_the_assistant_and_read_back(tmp_path):
     row = training_data.training_row(scripted.play(scripted.small_task(), "persistent", ["I think.", "So."], 2))
     assert [m["role"] for m in row["messages"]] == ["system", "user", "assistant", "user", "assistant"]
-    path = tmp_path / "training" / "traces.jsonl"
-    training_data.write_rows(path, [row, training_data.training_row(good())])
-    assert training_data.read_rows(path) == [row, training_data.training_row(good())]
+    rows, path = [row, training_data.training_row(good())], tmp_path / "training" / "traces.jsonl"
+    training_data.write_rows(path, rows)
+    assert training_data.read_rows(path) == rows
 
 
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
         (lambda text: text[:-30], "within line 2"),
-        (lambda text: "", "empty"),
-        (lambda text: text.encode().replace(b"a", b"\xe1", 1), "UnicodeDecodeError"),
-        (lambda text: text.replace('"messages"', '"message"', 1), "line 1"),
-        (lambda text: text.replace('"role": "system"', '"role": "user"'), "line 1"),
-        (lambda text: "{}\n" + text, "line 1"),
+        (lambda text: b"", "empty"),
+        (lambda text: text.replace(b"a", b"\xe1", 1), "UnicodeDecodeError"),
+        (lambda text: text.replace(b'"messages"', b'"message"', 1), "line 1"),
+        (lambda text: text.replace(b'"role": "system"', b'"role": "user"'), "line 1"),
     ],
 )
 def test_damaged_rows_name_file_and_line(tmp_path, damage, complaint):
     path = tmp_path / "traces.jsonl"
     training_data.write_rows(path, [training_data.training_row(good())] * 2)
     (tmp_path / SUMS).unlink()  # rows from elsewhere have none
-    damaged = damage(path.read_text())
-    path.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
-    with pytest.raises(CorruptFileError, match=complaint) as error:
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CorruptFileError, match=f"traces.jsonl.*{complaint}.*; run notebook 02 again"):
         training_data.read_rows(path)
-    assert "traces.jsonl" in str(error.value)
 
 
 @pytest.mark.parametrize("how", [*HOW, "missing"])
