@@ -158,12 +158,12 @@ show("tests_solved", comparisons.shares_shown(shares, "solved"), otherwise=compa
 # ## Is there *no* difference?
 #
 # A large p does not say that two cells are equal: it is also what too few tasks give. *The same* has to be shown, by
-# two one-sided tests against a margin that is named before.
+# two one-sided tests against a margin that is named before. *Undecided* is neither; the last columns say what these
+# tasks could have found, and about how many would decide it.
 
 # %%
 equal = statistics.equivalence_table(episodes, margin, bootstrap)
 show("equivalence", comparisons.equivalence_shown(equal), equal, comparisons.NO_PAIRS)
-display(Markdown(comparisons.power_sentence(equal)))
 
 # %% [markdown]
 # Each dot is a task: what the mean of a difference is made of.

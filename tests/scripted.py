@@ -1,10 +1,15 @@
-"""Episodes for tests: real tasks, really executed code, and replies that follow a script instead of a model."""
+"""Episodes for tests: real tasks, really executed code, and replies that follow a script instead of a model; and tables
+of invented episodes, for what is computed from them."""
 
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
 from knapsack import agent, traces
 from knapsack.agent import Episode, EpisodeSettings, Reply
+from knapsack.analysis import metrics
 from knapsack.runs import write_sealed
 from knapsack.runtime import interpreter_pool
 from knapsack.tasks import KnapsackConfig, Task, sample_split, sample_task
@@ -93,3 +98,21 @@ def write_run(folder: str | Path, n: int = 4, splits=("easy", "hard"), cells=CEL
 
 def small_task(seed: int = 3) -> Task:
     return sample_task(seed, CONFIG)
+
+
+def rows(model: str, runtime: str, scores, split: str = "easy", **more) -> pd.DataFrame:
+    """Invented episodes of a cell: a score a task (task → score, or in order), all else 0 or as told."""
+    scores = scores if isinstance(scores, dict) else dict(enumerate(scores))
+    one = {"model": model, "runtime": runtime, "split": split, "status": "completed", "finish_reason": "finish_tool"}
+    one |= dict.fromkeys(metrics.NUMBERS, 0) | {"total_tokens": 100.0, "inspected": 1.0} | more
+    return pd.DataFrame([one | {"task_id": f"knapsack-{task}", "score": score} for task, score in scores.items()])
+
+
+def study(n: int = 12, models=("persistent", "stateless"), runtimes=("persistent", "stateless"), seed: int = 0):
+    """Invented episodes in which every cell has its own level of score; task i differs from cell to cell."""
+    draw, found = np.random.default_rng(seed), []
+    for number, (model, runtime) in enumerate((model, runtime) for model in models for runtime in runtimes):
+        cell = rows(model, runtime, np.clip(0.3 + 0.05 * number + draw.normal(0, 0.1, n), 0, 1))
+        more = {"total_tokens": draw.integers(500, 9000, n).astype(float), "missing_bindings": draw.integers(0, 3, n)}
+        found.append(cell.assign(solved=(cell["score"] > 0.5).astype(int), **more))
+    return pd.concat(found, ignore_index=True)

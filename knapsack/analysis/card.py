@@ -43,7 +43,7 @@ it (interval from resampled episodes). "–": there is no such episode or turn.
 
 ## Which runtime it behaves as if trained for
 
-**Verdict: {verdict}.** {reasons}
+**Verdict: {verdict}.**
 
 {habits}
 In each episode the first turn that tells is counted: it *leans*, or it *writes anew*, binding without reading it a
@@ -82,7 +82,7 @@ def outcome(n: int, leans: int, anew: int) -> str:
     return UNDECIDED
 
 
-def verdict(uses: pd.DataFrame) -> str:
+def habit(uses: pd.DataFrame) -> str:
     """The verdict from ``first_uses``: one of VERDICTS, "undecided", or which runtime is missing."""
     missing = [kind for kind in KINDS if kind not in uses.index]
     if missing:
@@ -110,13 +110,11 @@ def model_card(
     uses |= {name: first_uses(episodes, turns, name) for name in MODELS if name in models and name != model}
     missing = [kind for kind in KINDS if kind not in set(own["runtime"])]
     rows = [_cell(key, group, turns, estimates, bootstrap) for key, group in own.groupby(CELL, sort=False)]
-    reasons = [_reason(kind, *uses[model].loc[kind]) for kind in KINDS if kind in uses[model].index]
     return CARD.format(
         model=model,
         overview=overview(own) + (f" Not played in the {' or '.join(missing)} runtime." if missing else ""),
         cells=markdown(Table(pd.DataFrame(rows), "")),
-        verdict=verdict(uses[model]),
-        reasons=" ".join(reasons),
+        verdict=habit(uses[model]),
         habits=markdown(Table(pd.DataFrame([_habits(*use) for use in uses.items()]), "")),
         rule="".join(f"* {one}, {other}: {said}\n" for (one, other), said in VERDICTS.items()),
     )
@@ -132,12 +130,12 @@ def _cell(
 
     later, _, leaning = per_later_turn(turns[(turns[CELL] == list(key)).all(axis=1)], bootstrap)
     row = {
-        "score %": between(*found("score")[1:4], 1, 100),
+        "score %": between(*found("score").interval, 1, 100),
         "solved %": number(100 * found("solved").value, 1),
         "turns": number(found("turns").value, 1),
-        "total tokens": between(*found("total_tokens")[1:4]),
-        "misses a name %": between(*found("missing_binding")[1:4], scale=100),
-        "hits the cap %": between(*found("cap_hit")[1:4], scale=100),
+        "total tokens": between(*found("total_tokens").interval),
+        "misses a name %": between(*found("missing_binding").interval, scale=100),
+        "hits the cap %": between(*found("cap_hit").interval, scale=100),
         "later turns": number(later),
         "of them lean %": between(*leaning, scale=100),
     }
@@ -153,16 +151,7 @@ def _habits(model: str, uses: pd.DataFrame) -> dict[str, str]:
         n, leans, anew = uses.loc[kind] if kind in uses.index else (0, 0, 0)
         row[f"{kind}: n"] = number(n)
         row |= {f"{kind}: leans %": _share(leans, n), f"{kind}: writes anew %": _share(anew, n)}
-    return row | {"verdict": verdict(uses) + (", by design" if model == "teacher" else "")}
-
-
-def _reason(kind: str, n: int, leans: int, anew: int) -> str:
-    found = outcome(n, leans, anew)
-    conclusion = "so the outcome is undecided" if found == UNDECIDED else f"so it {found}"
-    return (
-        f"In the {kind} runtime it first leans in {leans} and first writes anew in {anew} of {n} scored episodes, "
-        f"{conclusion}."
-    )
+    return row | {"verdict": habit(uses) + (", by design" if model == "teacher" else "")}
 
 
 def _share(count: int, n: int) -> str:

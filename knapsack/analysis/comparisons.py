@@ -14,7 +14,7 @@ from knapsack.analysis.conduct import Conduct
 from knapsack.analysis.estimates import look_up
 from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap, ratio_interval, share_interval
 from knapsack.analysis.metrics import CELL, cell_name, completed, later_turns
-from knapsack.analysis.statistics import POWER, UNDECIDED
+from knapsack.analysis.statistics import POWER
 from knapsack.analysis.tables import Table, between, listed, number, probability
 from knapsack.runtime import KINDS
 
@@ -62,89 +62,45 @@ def twins_said(facts: pd.DataFrame) -> str:
 # Is there a difference, and is there none?
 
 
-def _compared(table: pd.DataFrame) -> pd.DataFrame:
-    """The first columns of every table of comparisons: split, "first − second" by short names, n."""
-    names = ([cell_name(*cell.split("→")) for cell in table[end]] for end in ("first", "second"))
-    pairs = [f"{first} − {second}" for first, second in zip(*names, strict=True)]
-    return pd.DataFrame({"split": table["split"], "cells": pairs, "n": table["n"].map(number)})
-
-
 def tests_shown(tests: pd.DataFrame, quantity: str) -> Table:
     """The rows of ``statistics.tests_table`` of one ``quantity``, "score" (in points of 100) or "total_tokens"."""
-    own = tests[tests["quantity"] == quantity].reset_index(drop=True)
-    scale, digits, unit = (100, 1, "points") if quantity == "score" else (1, 0, "tokens")
-    text = _compared(own)
-    differences = own[["difference", "low", "high"]].to_numpy()
-    text[f"difference, {unit} [95 %]"] = [between(*row, digits, scale) for row in differences]
-    text["p"], text["p (Holm)"] = own["p"].map(probability), own["p_holm"].map(probability)
-    text["r"] = [number(effect, 2) for effect in own["effect"]]
-    if own["note"].any():
-        text["note"] = own["note"]
+    own = tests[tests["quantity"] == quantity]
+    unit, *form = ("points", 1, 100) if quantity == "score" else ("tokens", 0, 1)
+    columns = {"n": "n", f"difference, {unit} [95 %]": ("difference", *form)}
+    columns |= {"p": "p", "p (Holm)": "p_holm", "r": ("effect", 2)}
     caption = (
         f"{'Score' if quantity == 'score' else 'Total tokens'}: mean difference on the same tasks with its 95 % "
         "bootstrap interval (BCa), two-sided Wilcoxon signed-rank test with zero differences dropped, p corrected by "
         "Holm within the family of the row, and the matched-pairs rank-biserial correlation r."
     )
-    return Table(text, caption)
+    return _shown(own, columns | ({"note": "note"} if own["note"].any() else {}), caption)
 
 
 def shares_shown(shares: pd.DataFrame, quantity: str) -> Table:
     """The rows of ``statistics.shares_table`` of one ``quantity``: "solved" or "missing_binding"."""
-    own = shares[shares["quantity"] == quantity].reset_index(drop=True)
-    text = _compared(own)
-    for end in ("first", "second"):
-        text[f"{end} %"] = [number(100 * share) for share in own[f"share_{end}"]]
-    differences = own[["difference", "low", "high"]].to_numpy()
-    text["difference, points [95 %]"] = [between(*row, 0, 100) for row in differences]
-    text["only first"], text["only second"] = own["only_first"].map(number), own["only_second"].map(number)
-    text["p"], text["p (Holm)"] = own["p"].map(probability), own["p_holm"].map(probability)
+    columns = {"n": "n", "first %": ("share_first", 0, 100), "second %": ("share_second", 0, 100)}
+    columns |= {"difference, points [95 %]": ("difference", 0, 100)}
+    columns |= {"only first": "only_first", "only second": "only_second", "p": "p", "p (Holm)": "p_holm"}
     what = "solved" if quantity == "solved" else "with a missing-binding error"
     caption = (
         f"Share of the same tasks {what}: difference with Newcombe's interval for paired shares, how many tasks only "
         "one of the two cells has, and McNemar's exact test, corrected by Holm within the family of the row."
     )
-    return Table(text, caption)
+    return _shown(shares[shares["quantity"] == quantity], columns, caption)
 
 
 def equivalence_shown(table: pd.DataFrame) -> Table:
     """``statistics.equivalence_table``, in points of score."""
-    text = _compared(table)
-    text["tasks that differ"] = table["differing"].map(number)
-    differences = table[["difference", "low", "high"]].to_numpy()
-    text["difference, points [90 %]"] = [between(*row, 1, 100) for row in differences]
-    text["p, a difference"] = table["p_difference"].map(probability)
-    text["p, within the margin"] = table["p_equivalence"].map(probability)
-    text["verdict"] = table["verdict"]
-    text["detectable, points"] = [number(100 * value, 1) for value in table["detectable"]]
-    text["tasks needed"] = table["tasks_needed"].map(number)
+    columns = {"n": "n", "tasks that differ": "differing", "difference, points [90 %]": ("difference", 1, 100)}
+    columns |= {"p, a difference": "p_difference", "p, within the margin": "p_equivalence"}
+    columns |= {"verdict": "verdict", "detectable, points": ("detectable", 1, 100), "tasks needed": "tasks_needed"}
     margin = number(100 * table["margin"].iloc[0], 1) if len(table) else ""
     caption = (
         f"Is the score the same within ± {margin} points? Two one-sided t tests, a two-sided t test and the 90 % "
         f"bootstrap interval (BCa); no correction over rows. Detectable: the smallest difference that these tasks find "
         f"with a power of {POWER:.0%}; tasks needed: to show equal cells of this spread equivalent, with that power."
     )
-    return Table(text, caption)
-
-
-def power_sentence(table: pd.DataFrame) -> str:
-    """What ``statistics.equivalence_table`` leaves open, and what it would take."""
-    if table.empty:
-        return NO_PAIRS
-    counts = [f"{n} {verdict}" for verdict, n in table["verdict"].value_counts().items()]
-    said = [f"Verdicts on {len(table)} pair{'s' * (len(table) > 1)} of cells: {listed(counts)}."]
-    left = table[table["verdict"] == UNDECIDED].dropna(subset=["detectable"])
-    if len(left):
-        said.append(
-            f"*Undecided* is neither. With a power of {POWER:.0%} these tasks could have found a difference of "
-            f"{_span(100 * left['detectable'], 1)} points; to show such cells the same within "
-            f"± {number(100 * left['margin'].iloc[0], 1)} points would take {_span(left['tasks_needed'], 0)} tasks."
-        )
-    return " ".join(said)
-
-
-def _span(values: pd.Series, digits: int) -> str:
-    least, most = (number(end(values), digits) for end in (min, max))
-    return least if least == most else f"{least} to {most} (it depends on the pair)"
+    return _shown(table, columns, caption)
 
 
 # Errors, state and causes
@@ -166,7 +122,7 @@ def recovery_table(
         own = _of(conduct.recoveries, key)
         last = own.sort_values("turn", kind="stable").drop_duplicates("task_id", keep="last")["recovered"]
         row = dict(zip(CELL, key, strict=True)) | {"n": len(group)}
-        row |= _ends("missing", look_up(estimates, "missing_binding", key[2], key[:2])[1:4])
+        row |= _ends("missing", look_up(estimates, "missing_binding", key[2], key[:2]).interval)
         row |= {"errors": int(group["missing_bindings"].sum()), "known": len(last)}
         row |= _ends("recovered", (last.astype(float).mean(), *share_interval(last.sum(), len(last))))
         back = own[own["recovered"].astype(bool)].groupby("task_id")
@@ -184,14 +140,10 @@ def recovery_shown(recovery: pd.DataFrame) -> Table:
         "to a new item after the last of them. 95 % intervals: of shares of episodes Wilson's, of means from resampled "
         "episodes. Tokens lost: what an episode that did not recover spent after the error it never got over."
     )
-    rows = []
-    for row in recovery.to_dict("records"):
-        text = _cell(row) | {"n": number(row["n"]), "errors": number(row["errors"])}
-        text["episodes with an error %"] = _shown(row, "missing", scale=100)
-        text["of them recover %"] = _shown(row, "recovered", scale=100)
-        text["turns to recover"], text["tokens to recover"] = _shown(row, "turns", 1), _shown(row, "tokens")
-        rows.append(text | {"tokens lost": number(row["lost_tokens"])})
-    return Table(pd.DataFrame(rows), caption)
+    columns = {"n": "n", "errors": "errors", "episodes with an error %": ("missing", 0, 100)}
+    columns |= {"of them recover %": ("recovered", 0, 100), "turns to recover": ("turns", 1)}
+    columns |= {"tokens to recover": "tokens", "tokens lost": "lost_tokens"}
+    return _shown(recovery, columns, caption)
 
 
 def per_later_turn(turns: pd.DataFrame, bootstrap: Bootstrap = BOOTSTRAP) -> tuple[int, tuple, tuple]:
@@ -232,16 +184,9 @@ def reuse_shown(reuse: pd.DataFrame, unit: str) -> Table:
         "code, after a turn that bound names; names read: those of earlier turns that a block uses before binding them "
         "itself; leaning: later turns that use any. 95 % intervals from resampled episodes."
     )
-    rows = []
-    for row in reuse.to_dict("records"):
-        text = _cell(row) | {"n": number(row["n"]), f"code, {unit}": number(row["code"])}
-        text["again %"] = _shown(row, "redundancy", scale=100)
-        text["restated data %"] = number(100 * row["restated"])
-        text["later turns"] = number(row["later_turns"])
-        text["names read a turn"] = _shown(row, "names", 2)
-        text["leaning %"] = _shown(row, "leaning", scale=100)
-        rows.append(text)
-    return Table(pd.DataFrame(rows), caption)
+    columns = {"n": "n", f"code, {unit}": "code", "again %": ("redundancy", 0, 100)}
+    columns |= {"restated data %": ("restated", 0, 100), "later turns": "later_turns"}
+    return _shown(reuse, columns | {"names read a turn": ("names", 2), "leaning %": ("leaning", 0, 100)}, caption)
 
 
 def causes_table(failures: pd.DataFrame, episodes: pd.DataFrame) -> pd.DataFrame:
@@ -269,25 +214,39 @@ def causes_shown(causes: pd.DataFrame) -> Table:
         "Episodes that scored below the teacher on their task, in the same runtime, by cause: the first rule of "
         "knapsack/analysis/causes.py that applies, exactly one an episode. n: episodes that can be compared."
     )
-    names = [_cell(row) for row in causes.to_dict("records")]
-    counts = causes.drop(columns=CELL).rename(columns={"below": "below the teacher"}).astype(object).map(number)
-    return Table(pd.concat([pd.DataFrame(names), counts], axis=1), caption)
+    columns = {"n": "n", "below the teacher": "below"} | {name: name for name in causes if name in CAUSES}
+    return _shown(causes, columns, caption)
 
 
 def _of(frame: pd.DataFrame, key: tuple) -> pd.DataFrame:
     return frame[(frame[CELL] == list(key)).all(axis=1)]
 
 
-def _cell(row: dict) -> dict[str, str]:
-    return {"split": row["split"], "cell": cell_name(row["model"], row["runtime"])}
-
-
 def _ends(name: str, found: tuple) -> dict[str, float]:
     return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
 
 
-def _shown(row: dict, name: str, digits: int = 0, scale: float = 1) -> str:
-    return between(row[name], row[f"{name}_low"], row[f"{name}_high"], digits, scale)
+def _shown(frame: pd.DataFrame, columns: dict[str, str | tuple], caption: str) -> Table:
+    """As text: split and cell (or both cells), then each of ``columns``: title → name or (name, digits, factor), with
+    the interval if the frame has one."""
+    rows = []
+    for row in frame.to_dict("records"):
+        if "first" in row:
+            cells = {"cells": " − ".join(cell_name(*row[end].split("→")) for end in ("first", "second"))}
+        else:
+            cells = {"cell": cell_name(row["model"], row["runtime"])}
+        rows.append({"split": row["split"]} | cells)
+        for title, of in columns.items():
+            name, *form = (of,) if isinstance(of, str) else of
+            ends = ("low", "high") if name == "difference" else (f"{name}_low", f"{name}_high")
+            if isinstance(row[name], str):
+                text = row[name]
+            elif name == "p" or name.startswith("p_"):
+                text = probability(row[name])
+            else:
+                text = between(row[name], *(row.get(end, math.nan) for end in ends), *form)
+            rows[-1][title] = text
+    return Table(pd.DataFrame(rows), caption)
 
 
 def _rate(sums: pd.Series, counts: pd.Series, bootstrap: Bootstrap) -> tuple[float, float, float]:

@@ -57,6 +57,11 @@ class Estimate(NamedTuple):
     high: float
     note: str = ""
 
+    @property
+    def interval(self) -> tuple[float, float, float]:
+        """The value and both ends."""
+        return self[1:4]
+
 
 def matched(episodes: pd.DataFrame, cells: Iterable[tuple], column: str) -> list[np.ndarray]:
     """``column`` in each cell (model, runtime, split), for the tasks completed in all of them, in the order of tasks.
@@ -151,7 +156,7 @@ def _of_values(values: np.ndarray, bootstrap: Bootstrap) -> Estimate:
 
 def _of_interaction(episodes: pd.DataFrame, split: str, column: str, bootstrap: Bootstrap) -> Estimate:
     found = _of_values(interaction(episodes, split, column, column == "total_tokens"), bootstrap)
-    return found if column == "score" else Estimate(found.n, *np.exp(found[1:4]), found.note)
+    return found if column == "score" else Estimate(found.n, *np.exp(found.interval), found.note)
 
 
 def estimates_table(
@@ -213,6 +218,21 @@ def look_up(table: pd.DataFrame, quantity: str, split: str, first: tuple, second
     return Estimate(0, math.nan, math.nan, math.nan, "no values")
 
 
+def wide(table: pd.DataFrame, quantities: Iterable[str], unscored: bool = False) -> pd.DataFrame:
+    """The cells with a scored episode, or all if ``unscored``, a row each: split, model, runtime, n, and <quantity>,
+    <quantity>_low and …_high for each quantity."""
+    rows: dict[tuple, dict] = {}
+    quantities = list(quantities)
+    own = table[table["quantity"].isin(quantities) & (table["second"] == "") & ((table["n"] > 0) | unscored)]
+    for one in own.to_dict("records"):
+        model, runtime = one["first"].split("→")
+        row = {"split": one["split"], "model": model, "runtime": runtime, "n": one["n"]}
+        row = rows.setdefault((one["split"], one["first"]), row)
+        row |= {one["quantity"] + end: one[name] for end, name in (("", "value"), ("_low", "low"), ("_high", "high"))}
+    ends = [f"{name}{end}" for name in quantities for end in ("", "_low", "_high")]
+    return pd.DataFrame(list(rows.values()), columns=["split", "model", "runtime", "n", *ends])
+
+
 def cells_table(episodes: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """A row per cell, with CELL_COLUMNS, from ``estimates_table`` of the episodes.
 
@@ -220,26 +240,8 @@ def cells_table(episodes: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     others are means. ``unscored`` counts the tasks without a completed episode (``traces.Trace`` says which): they are
     in no mean.
     """
-    rows = []
-    for (model, runtime, split), group in episodes.groupby(CELL, sort=False):
-        found = {name: look_up(table, name, split, (model, runtime)) for name in (*MEANS, *SHARES, PER_1K)}
-        score = found["score"]
-        row = {"model": model, "runtime": runtime, "split": split, "n": score.n, "unscored": len(group) - score.n}
-        row |= {"score_mean": score.value, "score_low": score.low, "score_high": score.high}
-        row |= {name + suffix: one.value for name, one in found.items() for suffix in ("", "_rate")}
-        rows.append(row)
-    return pd.DataFrame(rows, columns=CELL_COLUMNS)
-
-
-def wide(table: pd.DataFrame, quantities: Iterable[str]) -> pd.DataFrame:
-    """The cells with a scored episode, a row each: split, model, runtime, n, and <quantity>, …_low, …_high of each."""
-    rows = []
-    for split, first in dict.fromkeys(table.loc[table["second"] == "", ["split", "first"]].itertuples(index=False)):
-        model, runtime = first.split("→")
-        row = {"split": split, "model": model, "runtime": runtime}
-        for name in quantities:
-            one = look_up(table, name, split, (model, runtime))
-            row |= {"n": one.n, name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
-        rows.append(row)
-    frame = pd.DataFrame(rows)
-    return frame[frame["n"] > 0].reset_index(drop=True) if rows else frame
+    cells = wide(table, (*MEANS, *SHARES, PER_1K), unscored=True)
+    tasks = episodes.groupby(CELL).size().loc[pd.MultiIndex.from_frame(cells[CELL])]
+    cells["unscored"] = tasks.to_numpy() - cells["n"]
+    names = {name: f"{name}_rate" for name in SHARES if name != "solved"} | {"score": "score_mean"}
+    return cells.rename(columns=names)[CELL_COLUMNS]

@@ -14,13 +14,12 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from knapsack.analysis.estimates import COLUMNS, PP, PS, SP, SS, Estimate, estimates_table, look_up
+from knapsack.analysis.estimates import COLUMNS, PP, PS, SP, SS, estimates_table
 from knapsack.analysis.intervals import BOOTSTRAP, CONFIDENCE, Bootstrap
 from knapsack.analysis.metrics import CELL, EPISODE_COLUMNS, NUMBERS, cell_name, write_csv
 from knapsack.analysis.tables import Table, between, listed, number, save
@@ -33,15 +32,14 @@ UNRELATED = {"seed", "run_folder", "processes", "max_total_tokens"}
 IDENTITY = ["task_id", "status", "score", "prompt_tokens", "completion_tokens"]  # equal: the very same episode
 NAMED = 3  # parameters that a sentence lists, of those that differ
 SAYS = {  # of the variation between runs, by the first step whose seed differs
-    "01_generate": "Each run drew tasks of its own, so what varies between them is tasks and all that follows from "
-    "them, taken together: it does not tell what another training seed alone would change.",
-    "02_traces": "They played the same tasks, with models trained on different traces: what varies between them is "
-    "traces and what follows from them, not tasks. For other tasks there are the intervals within each run.",
-    "03_finetune": "They played the same tasks, with models trained on the same traces: what varies between them is "
-    "the training and the replies that follow from it, not tasks. For other tasks there are the intervals within each "
-    "run.",
-    "04_evaluate": "They played the same tasks with the same models: what varies between them is the sampled replies, "
-    "neither training nor tasks.",
+    "01_generate": "Each run drew tasks of its own, so what varies is tasks and all that follows from them, taken "
+    "together: it does not tell what another training seed alone would change.",
+    "02_traces": "They played the same tasks, with models trained on different traces: what varies is traces and what "
+    "follows from them, not tasks.",
+    "03_finetune": "They played the same tasks, with models trained on the same traces: what varies is the training "
+    "and the replies that follow from it, not tasks.",
+    "04_evaluate": "They played the same tasks with the same models: what varies is the sampled replies, neither "
+    "training nor tasks.",
 }
 CAPTIONS = {
     "several_runs": "The runs side by side and how they were made. Those pooled have the same parameters, apart from "
@@ -51,46 +49,23 @@ CAPTIONS = {
     "three on that do not all agree, the 95 % t interval; of ratios the geometric mean, the standard deviation as a "
     "factor, and the interval of the logarithm.",
 }
-_D, _TOKENS = "score interaction", "total_tokens interaction"
-CONTRASTS = {  # short name: (title, quantity, first, second) as in ``estimates``; those of tokens are ratios
-    "aligned difference": ("aligned cells, score: P→P − S→S", "score difference", PP, SS),
-    "P→S loss": ("P→S loss, score: P→P − P→S", "score difference", PP, PS),
-    "interaction D": ("interaction D, score: (P→P − P→S) − (S→P − S→S)", _D, KINDS[:1], KINDS[1:]),
-    "amnesia tax": ("amnesia tax, tokens: S→P ÷ P→P", "total_tokens ratio", SP, PP),
-    "interaction of tokens": ("interaction, tokens: (P→P ÷ P→S) ÷ (S→P ÷ S→S)", _TOKENS, KINDS[:1], KINDS[1:]),
+CONTRASTS = {  # (quantity, first, second) as in ``estimates``: title; those of tokens are ratios
+    ("score difference", PP, SS): "aligned cells, score: P→P − S→S",
+    ("score difference", PP, PS): "P→S loss, score: P→P − P→S",
+    ("score interaction", KINDS[:1], KINDS[1:]): "interaction D, score: (P→P − P→S) − (S→P − S→S)",
+    ("total_tokens ratio", SP, PP): "amnesia tax, tokens: S→P ÷ P→P",
+    ("total_tokens interaction", KINDS[:1], KINDS[1:]): "interaction, tokens: (P→P ÷ P→S) ÷ (S→P ÷ S→S)",
 }
 
 
 @dataclass(frozen=True)
 class Pool:
     """``members``, runs with the same parameters, differ in the seeds of the steps ``varying`` (in the order of STEPS);
-    ``repeats`` (run → member) have the very seeds of a member; ``apart`` are the others, each with the reason."""
+    ``apart`` are the other runs, each with the reason."""
 
     members: list[str]
-    repeats: dict[str, str]
     varying: list[str]
     apart: dict[str, str]
-
-
-class Contrast(NamedTuple):
-    """One of CONTRASTS on a split, in every run that has a value."""
-
-    name: str
-    split: str
-    ratio: bool
-    runs: dict[str, Estimate]
-
-
-class OverRuns(NamedTuple):
-    """What ``over_runs`` found; of a ratio ``mean`` is the geometric one and ``sd`` a factor."""
-
-    runs: int
-    mean: float
-    sd: float
-    least: float
-    most: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -121,13 +96,13 @@ def side_by_side(folders: list[str | Path], bootstrap: Bootstrap = BOOTSTRAP) ->
         alone = f"One run, {next(iter(manifests))}: how far another training seed would move its numbers is not known."
         return SideBySide(alone, {}, pd.DataFrame(columns=["run", *COLUMNS]), [], [])
     pool = pool_runs(episodes, manifests)
-    by_run = {run: estimates_table(own, bootstrap) for run, own in episodes.groupby("run", sort=False)}
-    found = contrasts(by_run, list(dict.fromkeys(episodes["split"])))
-    texts = {"several_runs": _made(episodes, manifests, pool), "several_contrasts": shown(found, list(manifests), pool)}
+    made = [estimates_table(own, bootstrap).assign(run=run) for run, own in episodes.groupby("run", sort=False)]
+    estimates = pd.concat(made, ignore_index=True)[["run", *COLUMNS]]
+    texts = {"several_runs": _made(episodes, manifests, pool), "several_contrasts": contrasts(estimates, pool)}
     return SideBySide(
-        describe(manifests, pool, same_episodes(episodes, pool.members), found),
+        describe(manifests, pool, same_episodes(episodes, pool.members)),
         {name: Table(rows, CAPTIONS[name]) for name, rows in texts.items()},
-        pd.concat([table.assign(run=run)[["run", *COLUMNS]] for run, table in by_run.items()], ignore_index=True),
+        estimates,
         [pool.members] if pool.members else [],
         [_differing(manifests, pool)] if len(pool.members) > 1 else [],
     )
@@ -162,7 +137,8 @@ def read_runs(folders: list[str | Path]) -> tuple[pd.DataFrame, dict[str, dict]]
             raise ValueError(f"several runs: {path} {other}")
         paths[path.name] = path
         frames.append(_episodes(path).assign(run=path.name))
-        manifests[path.name] = _manifest(path)
+        file, remedy = Run(path).manifest, "leave this run out, or run its notebooks again"
+        manifests[path.name] = read_sealed(file, remedy) if file.exists() else {}
     return pd.concat(frames, ignore_index=True), manifests
 
 
@@ -183,17 +159,12 @@ def _episodes(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _manifest(path: Path) -> dict[str, dict]:
-    file = Run(path).manifest
-    return read_sealed(file, "leave this run out, or run its notebooks again") if file.exists() else {}
-
-
 def pool_runs(episodes: pd.DataFrame, manifests: dict[str, dict]) -> Pool:
     """The first run whose manifest tells, and which others differ from it in seeds alone.
 
     A manifest has to tell of notebooks 01 and 04, and of 02 and 03 if a model trained by them was played.
     """
-    pool = Pool([], {}, [], {})
+    pool = Pool([], [], {})
     for run, manifest in manifests.items():
         trained = not set(KINDS).isdisjoint(episodes.loc[episodes["run"] == run, "model"])
         if lacking := [s for s in STEPS if s not in manifest and (trained or s not in OF_TRAINING)]:
@@ -201,7 +172,7 @@ def pool_runs(episodes: pd.DataFrame, manifests: dict[str, dict]) -> Pool:
         elif pool.members and (other := _differences(manifest, manifests[pool.members[0]])):
             pool.apart[run] = f"other {other}"
         elif same := [member for member in pool.members if _seeds(manifests[member]) == _seeds(manifest)]:
-            pool.repeats[run] = same[0]
+            pool.apart[run] = f"repeats {same[0]}, seeds and all"
         else:
             pool.members.append(run)
     drawn = [_seeds(manifests[run]) for run in pool.members]
@@ -212,17 +183,6 @@ def pool_runs(episodes: pd.DataFrame, manifests: dict[str, dict]) -> Pool:
 # Numbers
 
 
-def contrasts(by_run: dict[str, pd.DataFrame], splits: list[str]) -> list[Contrast]:
-    """CONTRASTS on every split, from run → ``estimates_table``, that any run has."""
-    found = []
-    for name, (_, *row) in CONTRASTS.items():
-        for split in splits:
-            own = {run: look_up(table, row[0], split, *row[1:]) for run, table in by_run.items()}
-            own = {run: one for run, one in own.items() if not math.isnan(one.value)}
-            found += [Contrast(name, split, row[0].startswith("total_tokens"), own)] if own else []
-    return found
-
-
 def same_episodes(episodes: pd.DataFrame, runs: list[str]) -> list[tuple[str, str, str]]:
     """Cells (model, runtime, split) that two or more of ``runs`` have, all with the very same scores and tokens."""
     seen: dict[tuple, list[pd.DataFrame]] = {}
@@ -231,53 +191,55 @@ def same_episodes(episodes: pd.DataFrame, runs: list[str]) -> list[tuple[str, st
     return [cell for cell, alike in seen.items() if len(alike) > 1 and all(map(alike[0].equals, alike[1:]))]
 
 
-def over_runs(values: Iterable[float], ratio: bool = False, most: float = math.inf) -> OverRuns:
-    """How one value per run varies; NaN (and of a ratio 0) is not counted in ``runs``.
+def over_runs(values: Iterable[float], ratio: bool = False, most: float = math.inf) -> dict[str, float]:
+    """How one value per run varies: runs, mean, sd, least, most, low, high; NaN (and of a ratio 0) is not counted.
 
     ``sd`` has n − 1 below it and is NaN for one run; ``low`` and ``high`` are the 95 % t interval over runs, mean ±
-    t₀.₉₇₅·sd÷√runs on runs − 1 degrees of freedom, of a ratio that of its logarithm, cut at ± ``most``. It says what
-    another run would give; with a handful of runs it is wide, and no interval over tasks replaces it. NaN for fewer
-    than 3 runs, and where all agree: three equal values do not show that a fourth run would give the same.
+    t₀.₉₇₅·sd÷√runs on runs − 1 degrees of freedom, cut at ± ``most``. Of a ratio all is computed from logarithms:
+    ``mean`` is the geometric one and ``sd`` a factor. The interval says what another run would give; with a handful of
+    runs it is wide, and no interval over tasks replaces it. It is NaN for fewer than 3 runs, and where all agree: three
+    equal values do not show that a fourth run would give the same.
     """
     values = np.array([value for value in values if value > (0 if ratio else -math.inf)])
-    if (runs := len(values)) == 0:
-        return OverRuns(0, *[math.nan] * 6)
-    values = np.log(values) if ratio else values
+    values, runs = np.log(values) if ratio else values, len(values)
+    average, least, greatest = (values.mean(), values.min(), values.max()) if runs else [math.nan] * 3
     sd = values.std(ddof=1) if runs > 1 else math.nan
-    agree = runs < 3 or values.min() == values.max()
-    reach = math.nan if agree else stats.t.ppf((1 + CONFIDENCE) / 2, runs - 1) * sd / math.sqrt(runs)
-    low, high = np.clip([values.mean() - reach, values.mean() + reach], -most, most)
-    found = [values.mean(), sd, values.min(), values.max(), low, high]
-    return OverRuns(runs, *map(math.exp if ratio else float, found))
+    wide = runs > 2 and least < greatest
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, runs - 1) * sd / math.sqrt(runs) if wide else math.nan
+    low, high = np.clip([average - reach, average + reach], -most, most)
+    found = {"mean": average, "sd": sd, "least": least, "most": greatest, "low": low, "high": high}
+    return {"runs": runs} | {name: math.exp(value) if ratio else float(value) for name, value in found.items()}
 
 
 # Text
 
 
-def shown(found: list[Contrast], runs: list[str], pool: Pool) -> pd.DataFrame:
-    """As text: a row per contrast, a column per run, then ``over_runs`` of the pooled ones if there are several."""
+def contrasts(estimates: pd.DataFrame, pool: Pool) -> pd.DataFrame:
+    """As text: a row per contrast and split, a column per run, then ``over_runs`` of the pooled ones if there are
+    several."""
     rows = []
-    for name, split, ratio, own in found:
-        digits = 2 if ratio else 3
-        row = {"quantity": CONTRASTS[name][0], "split": split}
-        row |= {run: between(*own[run][1:4], digits) if run in own else "" for run in runs}
-        if len(pool.members) > 1:
-            most = math.inf if ratio else 2 if name == "interaction D" else 1
-            over = over_runs([own[run].value for run in pool.members if run in own], ratio, most)
-            spread = number(over.sd, digits)
-            row |= {"runs": number(over.runs), "mean": number(over.mean, digits)}
-            row["sd"] = f"× {spread}" if ratio and spread else spread
-            row["range"], row["95 % t"] = _range(over.least, over.most, digits), _range(over.low, over.high, digits)
-        rows.append(row)
+    for (quantity, first, second), title in CONTRASTS.items():
+        chosen = (estimates["first"] == "→".join(first)) & (estimates["second"] == "→".join(second))
+        for split, own in estimates[chosen & (estimates["quantity"] == quantity)].groupby("split", sort=False):
+            ratio, own = quantity.startswith("total_tokens"), own.set_index("run")
+            digits, row = 2 if ratio else 3, {"quantity": title, "split": split}
+            for run in estimates["run"].unique():
+                row[run] = between(*own.loc[run, ["value", "low", "high"]], digits) if run in own.index else ""
+            if len(pool.members) > 1:
+                most = math.inf if ratio else 2 if quantity == "score interaction" else 1
+                over = over_runs(own["value"].reindex(pool.members), ratio, most)
+                text = {name: number(over[name], digits) for name in over}
+                row |= {"runs": number(over["runs"]), "mean": text["mean"]}
+                row["sd"] = f"× {text['sd']}" if ratio and text["sd"] else text["sd"]
+                row["range"] = f"{text['least']} to {text['most']}" if text["least"] else ""
+                row["95 % t"] = f"{text['low']} to {text['high']}" if text["low"] else ""
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _range(low: float, high: float, digits: int) -> str:
-    return "" if math.isnan(low) else f"{number(low, digits)} to {number(high, digits)}"
-
-
-def describe(manifests: dict[str, dict], pool: Pool, same: list[tuple], found: list[Contrast]) -> str:
-    """What varies between the pooled runs and what that tells, then why others are not pooled."""
+def describe(manifests: dict[str, dict], pool: Pool, same: list[tuple]) -> str:
+    """What varies between the pooled runs and what that tells (``same``: ``same_episodes`` of them), then why others
+    are not pooled."""
     said, count = [], len(pool.members)
     if count > 1:
         said += [_differing(manifests, pool), SAYS[pool.varying[0]]]
@@ -286,20 +248,12 @@ def describe(manifests: dict[str, dict], pool: Pool, same: list[tuple], found: l
             said.append(f"Some share the seed of {shared}, so they are not independent and may vary too little.")
         said += ["Two runs give a range, not an interval."] if count == 2 else []
         if same:
-            cells = _in_splits([(cell_name(*cell), split) for *cell, split in same])
+            cells = listed([f"{cell_name(*cell)} {split}" for *cell, split in same])
             said.append(f"The same episodes in all of them, drawn once and so without spread: {cells}.")
         if len(commits := {_commits(manifests[run]) for run in pool.members}) > 1 or "*" in "".join(commits):
             said.append("They were not made by one clean commit, so that the code may be a further difference.")
-        sides: dict[bool, list] = {True: [], False: []}
-        for one in found:
-            away = [one.runs[run].value - one.ratio for run in pool.members if run in one.runs]
-            if len(away) > 1:
-                sides[min(away) > 0 or max(away) < 0].append((one.name, one.split))
-        for agreed, told in ((True, "The same direction in each of them"), (False, "Not the same direction in each")):
-            said += [f"{told}: {_in_splits(sides[agreed])}."] if sides[agreed] else []
     else:
         said.append("No two of these runs differ in seeds alone, so nothing is summarised over runs.")
-    said += [f"{run} repeats {first}, seeds and all, and is not counted." for run, first in pool.repeats.items()]
     if pool.apart:
         said.append(f"Shown beside, not pooled: {'; '.join(f'{run}: {why}' for run, why in pool.apart.items())}.")
     return " ".join(said)
@@ -323,14 +277,6 @@ def _made(episodes: pd.DataFrame, manifests: dict[str, dict], pool: Pool) -> pd.
         row |= {"commit": _commits(manifest), "episodes": f"{len(own):,}"}
         rows.append(row | {"unscored": f"{(own['status'] != 'completed').sum():,}"})
     return pd.DataFrame(rows)
-
-
-def _in_splits(found: list[tuple[str, str]]) -> str:
-    """``[("a", "easy"), ("a", "hard"), ("b", "hard")]`` as "a (easy, hard) and b (hard)"."""
-    splits: dict[str, list[str]] = {}
-    for name, split in found:
-        splits.setdefault(name, []).append(split)
-    return listed([f"{name} ({', '.join(where)})" for name, where in splits.items()])
 
 
 def _settings(manifest: dict[str, dict]) -> dict:

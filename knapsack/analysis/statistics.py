@@ -211,7 +211,7 @@ def tests_table(episodes: pd.DataFrame, estimates: pd.DataFrame) -> pd.DataFrame
             found = look_up(estimates, f"{quantity} difference", first[2], first[:2], second[:2])
             p, effect, note = wilcoxon(a, b)
             note = "; ".join(filter(None, (note, found.note if found.n else "")))
-            ends = (pd.Series(a).mean(), pd.Series(b).mean(), *found[1:4])
+            ends = (pd.Series(a).mean(), pd.Series(b).mean(), *found.interval)
             rows.append((*names, quantity, len(a), *ends, p, math.nan, effect, note, family(first, second, quantity)))
     return _corrected(pd.DataFrame(rows, columns=TEST_COLUMNS))
 
@@ -227,7 +227,7 @@ def shares_table(episodes: pd.DataFrame, estimates: pd.DataFrame) -> pd.DataFram
         for quantity in ("solved", "missing_binding"):
             a, b = (side > 0 for side in matched(episodes, (first, second), SHARES[quantity]))
             found = look_up(estimates, f"{quantity} difference", first[2], first[:2], second[:2])
-            ends = (pd.Series(a).mean(), pd.Series(b).mean(), *found[1:4])
+            ends = (pd.Series(a).mean(), pd.Series(b).mean(), *found.interval)
             rows.append((*names, quantity, len(a), *ends, *mcnemar(a, b), math.nan, family(first, second, quantity)))
     return _corrected(pd.DataFrame(rows, columns=SHARE_COLUMNS))
 

@@ -239,7 +239,7 @@ def table_two(cells: pd.DataFrame, estimates: pd.DataFrame) -> Table:
         for title, name in (("score %", "score"), ("total tokens", "total_tokens")):
             _, factor, digits, _ = TABLE_TWO[title]
             found = look_up(estimates, name, key[2], key[:2])
-            text = text | {title: between(*found[1:4], digits, factor)}
+            text = text | {title: between(*found.interval, digits, factor)}
         rows.append(text)
         if paper := PAPER_CELLS.get(key):
             known = {title: number(paper.get(title), digits) for title, (_, _, digits, _) in TABLE_TWO.items()}

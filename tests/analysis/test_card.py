@@ -1,5 +1,4 @@
 import csv
-import math
 import re
 
 import pandas as pd
@@ -9,7 +8,9 @@ import scripted
 from knapsack import agent, traces
 from knapsack.agent import EpisodeSettings
 from knapsack.analysis import metrics
-from knapsack.analysis.card import VERDICTS, first_uses, model_card, outcome, verdict
+from knapsack.analysis.card import VERDICTS, first_uses, habit, model_card, outcome
+from knapsack.analysis.estimates import estimates_table
+from knapsack.analysis.intervals import Bootstrap
 from knapsack.runs import Run, write_sealed
 from knapsack.runtime import KINDS, interpreter_pool
 from knapsack.tasks import sample_split
@@ -18,16 +19,24 @@ from knapsack.teacher import RuleTeacher
 PERSISTENT, STATELESS, ADAPTS, CONTRARY = VERDICTS.values()
 
 
+FEW = Bootstrap(50)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     run = Run(scripted.write_run(tmp_path_factory.mktemp("run"), n=3))
-    metrics.write_results(run, 100)
+    metrics.write_results(run)
     return run
 
 
 @pytest.fixture(scope="module")
 def tables(run):
-    return metrics.read_cells(run.folder / "evaluations")
+    return metrics.read_cells(run.evaluations)
+
+
+def card_of(episodes, turns, model, bootstrap=FEW):
+    own = episodes[episodes["model"] == model]
+    return model_card(episodes, turns, estimates_table(own, bootstrap), model, bootstrap)
 
 
 def rows(markdown: str) -> list[dict[str, str]]:
@@ -54,33 +63,27 @@ def verdict_in(card: str) -> str:
 )
 def test_models_with_a_habit_get_its_verdict(tables, model, expected):
     """The scripted teacher plays each runtime in its own style, and the scripted base never gets to a later turn."""
-    assert verdict_in(model_card(*tables, model, 100)) == expected
+    assert verdict_in(card_of(*tables, model)) == expected
 
 
-def card_of(folder, kinds, reply, max_turns: int = 5, n: int = 5) -> str:
-    """The card of a model of which ``reply(kind, task, number)`` makes the function that replies in an episode."""
-    played = list(sample_split("easy", n, 0, scripted.CONFIG))
+OPPOSITE = dict(zip(KINDS, KINDS[::-1], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("style", "expected"),
+    [("persistent", PERSISTENT), ("stateless", STATELESS), (None, CONTRARY)],  # None: that of the other runtime
+)
+def test_a_rule_based_teacher_shows_its_style_in_either_runtime(tmp_path, style, expected):
+    played = list(sample_split("easy", 5, 0, scripted.CONFIG))
     with interpreter_pool() as pool:
-        for kind in kinds:
+        for kind in KINDS:
             for number, task in enumerate(played):
-                play = agent.episode(task, kind, EpisodeSettings(max_turns), pool)
-                done = agent.run_alone(play, reply(kind, task, number))
-                traces.write_episode(folder / f"mine_{kind}_easy", done, "mine")
-            ids = [task.task_id for task in played]
-            write_sealed(folder / f"mine_{kind}_easy" / "settings.json", {"task_ids": ids})
-    return model_card(*metrics.read_cells(folder), "mine", 100)
-
-
-@pytest.mark.parametrize(("style", "expected"), [("persistent", PERSISTENT), ("stateless", STATELESS)])
-def test_a_rule_based_teacher_keeps_its_style_in_either_runtime(tmp_path, style, expected):
-    card = card_of(tmp_path, KINDS, lambda kind, task, number: RuleTeacher(task, style, number))
+                play = agent.episode(task, kind, EpisodeSettings(5), pool)
+                done = agent.run_alone(play, RuleTeacher(task, style or OPPOSITE[kind], number))
+                traces.write_episode(tmp_path / f"mine_{kind}_easy", done, "mine")
+            write_sealed(tmp_path / f"mine_{kind}_easy" / "settings.json", {"task_ids": [t.task_id for t in played]})
+    card = card_of(*metrics.read_cells(tmp_path), "mine")
     assert verdict_in(card) == expected and "nan" not in card
-
-
-def test_a_model_that_does_the_opposite_is_called_contrary(tmp_path):
-    other = dict(zip(KINDS, KINDS[::-1], strict=True))
-    card = card_of(tmp_path, KINDS, lambda kind, task, number: RuleTeacher(task, other[kind], number))
-    assert verdict_in(card) == CONTRARY
 
 
 def test_the_cards_numbers_are_those_of_the_csv_files(run, tables):
@@ -88,7 +91,7 @@ def test_the_cards_numbers_are_those_of_the_csv_files(run, tables):
         episodes = [row for row in csv.DictReader(file) if row["model"] == "persistent"]
     with open(run.results / "turns.csv") as file:
         turns = [row for row in csv.DictReader(file) if row["model"] == "persistent"]
-    table = rows(model_card(*tables, "persistent", 100))
+    table = rows(card_of(*tables, "persistent"))
     shown = {(row["split"], row["runtime"]): row for row in table if "split" in row}
     assert len(shown) == 4
     for (split, runtime), row in shown.items():
@@ -120,12 +123,12 @@ def test_the_cards_first_uses_are_those_of_the_csv_files(run, tables):
 
 def test_the_turns_read_back_give_the_same_card(run, tables):
     turns = pd.read_csv(run.results / "turns.csv")
-    assert model_card(tables[0], turns, "persistent", 100) == model_card(*tables, "persistent", 100)
+    assert card_of(tables[0], turns, "persistent") == card_of(*tables, "persistent")
 
 
 def test_the_same_seed_gives_the_same_card_and_another_one_other_intervals(tables):
-    card = model_card(*tables, "stateless", 100, 3)
-    assert card == model_card(*tables, "stateless", 100, 3) != model_card(*tables, "stateless", 100, 4)
+    card, again, other = (card_of(*tables, "stateless", Bootstrap(50, seed)) for seed in (3, 3, 4))
+    assert card == again != other
 
 
 def without(tables, **key) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -134,10 +137,9 @@ def without(tables, **key) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def test_a_runtime_that_was_not_played_is_named(tables):
-    card = model_card(*without(tables, model="persistent", runtime="stateless"), "persistent", 100)
+    card = card_of(*without(tables, model="persistent", runtime="stateless"), "persistent")
     assert "Not played in the stateless runtime." in card and "nan" not in card
     assert verdict_in(card) == "unknown, without a scored episode in the stateless runtime"
-    assert "first leans in 6 and first writes anew in 0 of 6 scored episodes" in card
 
 
 def test_without_any_scored_episode_the_card_says_so(tables):
@@ -145,7 +147,7 @@ def test_without_any_scored_episode_the_card_says_so(tables):
     lost = episodes["model"] == "persistent"
     empty = episodes[["model", "runtime", "split", "task_id"]].assign(status="missing")
     episodes = pd.concat([episodes[~lost], empty[lost].reindex(columns=episodes.columns)], ignore_index=True)
-    card = model_card(episodes, turns[turns["model"] != "persistent"], "persistent", 100)
+    card = card_of(episodes, turns[turns["model"] != "persistent"], "persistent")
     assert "0 of 12 episodes are scored" in card and "nan" not in card
     assert verdict_in(card) == "unknown, without a scored episode in the persistent or stateless runtime"
     own = [row for row in rows(card) if "split" in row]
@@ -153,7 +155,7 @@ def test_without_any_scored_episode_the_card_says_so(tables):
 
 
 def test_the_other_models_are_shown_beside_it_once_each(tables):
-    habits = [row for row in rows(model_card(*tables, "stateless", 100)) if "verdict" in row]
+    habits = [row for row in rows(card_of(*tables, "stateless")) if "verdict" in row]
     assert [row["model"] for row in habits] == ["`stateless`", "`base`", "`persistent`", "`teacher`"]
     assert habits[2]["verdict"] == PERSISTENT
 
@@ -162,7 +164,7 @@ def test_a_third_runtime_is_in_the_table_and_not_in_the_verdict(tables):
     episodes, turns = tables
     more = [t[t["runtime"] == "stateless"].assign(runtime="carry-over") for t in tables]
     tables = [pd.concat([t, extra], ignore_index=True) for t, extra in zip((episodes, turns), more, strict=True)]
-    card = model_card(*tables, "persistent", 100)
+    card = card_of(*tables, "persistent")
     assert sum(row.get("runtime") == "carry-over" for row in rows(card)) == 2 and verdict_in(card) == PERSISTENT
 
 
@@ -194,17 +196,9 @@ def test_an_outcome_needs_most_of_the_episodes(n, leans, anew, expected):
 
 def test_one_undecided_runtime_leaves_the_verdict_undecided():
     uses = pd.DataFrame({"n": [9, 9], "leans": [9, 4], "anew": [0, 5]}, index=list(KINDS))
-    assert verdict(uses) == "undecided"
+    assert habit(uses) == "undecided"
 
 
 def test_a_model_that_never_played_is_refused(tables):
     with pytest.raises(ValueError, match="'mine'; there are: 'base', 'persistent'"):
-        model_card(*tables, "mine")
-
-
-def test_an_interval_holds_its_mean(tables):
-    for row in rows(model_card(*tables, "base", 100)):
-        for text in row.values():
-            found = re.fullmatch(r"([\d.,]+) \[([\d.,]+)–([\d.,]+)\]", text)
-            value, low, high = (float(part.replace(",", "")) for part in found.groups()) if found else (0, 0, 0)
-            assert low <= value <= high and not math.isnan(value)
+        card_of(*tables, "mine")

@@ -2,7 +2,6 @@
 
 import re
 
-import nbformat
 import pytest
 import scripted
 
@@ -103,26 +102,6 @@ def test_every_cause_that_occurs_has_a_page_that_its_link_leads_to(played):
     assert excerpts.write_examples(run, failures.head(0), cells) == ""
 
 
-def test_published_links_lead_to_the_published_pages(played, tmp_path):
-    run, _, failures = played
-    text = excerpts.write_examples(run, failures, run.folder / "evaluations")
-    shown = nbformat.v4.new_output("execute_result", {"text/markdown": text}, execution_count=3)
-    cells = [nbformat.v4.new_markdown_cell("A"), nbformat.v4.new_code_cell("1", execution_count=1)]
-    cells += [nbformat.v4.new_code_cell("2", execution_count=3, outputs=[shown])]  # 2 was the injected parameters'
-    notebook = tmp_path / "notebooks" / "05.ipynb"
-    write_text(notebook, nbformat.writes(nbformat.v4.new_notebook(cells=cells)))
-    write_text(tmp_path / "figures" / "examples" / "of-an-earlier-run.md", "")
-    excerpts.publish(run, tmp_path / "figures", notebook)
-    _, first, second = nbformat.read(notebook, 4).cells
-    assert [first.execution_count, second.execution_count, second.outputs[0].execution_count] == [1, 2, 2]
-    links = LINK.findall(second.outputs[0].data["text/markdown"])
-    found = {(notebook.parent / link).resolve() for link in links}
-    assert len(links) == len(text.splitlines())
-    assert found == {path.resolve() for path in (tmp_path / "figures" / "examples").iterdir()}
-    for path in found:
-        assert path.read_text(encoding="utf-8") == (run.results / "examples" / path.name).read_text(encoding="utf-8")
-
-
 def test_the_episode_shown_is_the_shortest_that_misses_a_name(played):
     run, episodes, _ = played
     cells = run.folder / "evaluations"
@@ -142,14 +121,3 @@ def test_an_episode_of_one_turn_is_shown(tmp_path):
     episodes, _ = metrics.read_cells(run.folder / "evaluations")
     path = trace_path(run.evaluations / "base_persistent_easy", episodes["task_id"][0])
     assert read_trace(path).turns and "**Turn 1**" in excerpts.one_episode(run.folder / "evaluations", episodes)
-
-
-@pytest.mark.parametrize("step", ["01_generate", "02_traces", "03_finetune", "04_evaluate", "05_analysis"])
-def test_the_links_of_a_committed_notebook_lead_somewhere(checkout, step):
-    path = checkout / "notebooks" / f"{step}.ipynb"
-    texts = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"]
-    outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
-    texts += [output.get("data", {}).get("text/markdown", "") for output in outputs]
-    links = LINK.findall(re.sub(r"^(`{3,}).*?^\1$", "", "\n".join(texts), flags=re.DOTALL | re.MULTILINE))
-    assert [link for link in links if not (path.parent / link).exists()] == []
-    assert links or step != "05_analysis"

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from knapsack.analysis import intervals
+from knapsack.analysis.intervals import Bootstrap
 
 # Efron and Tibshirani (1993), table 14.1: spatial test, neurologically impaired children
 SPATIAL = np.array(
@@ -27,17 +28,17 @@ def test_the_published_example_of_bca():
     def variance(x, axis=-1):
         return np.var(x, axis=axis)
 
-    low, high, note = intervals.bootstrap_interval((SPATIAL,), variance, 20_000, 0, confidence=0.9)
+    low, high, note = intervals.bootstrap_interval((SPATIAL,), variance, Bootstrap(20_000), 0.9)
     assert variance(SPATIAL) == pytest.approx(171.5, abs=0.05) and note == ""
     assert (low, high) == pytest.approx((115.8, 259.6), rel=0.02)  # theirs, from 2,000 resamples
-    low, high, _ = intervals.bootstrap_interval((SPATIAL,), variance, 20_000, 0, 0.9, "percentile")
+    low, high, _ = intervals.bootstrap_interval((SPATIAL,), variance, Bootstrap(20_000), 0.9, "percentile")
     assert (low, high) == pytest.approx((100.8, 233.9), abs=4)  # within the error of 2,000 resamples
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_bca_of_skewed_means_against_the_formula(seed):
     x = np.random.default_rng(seed).lognormal(0, 1, 40)
-    low, high = intervals.mean_interval(x, 20_000)
+    low, high = intervals.mean_interval(x, Bootstrap(20_000))
     width = high - low
     assert (low, high) == pytest.approx(bca_by_the_book(x, seed + 10), abs=0.03 * width)
     assert high - x.mean() > 1.15 * (x.mean() - low)  # it leans to the long tail
@@ -45,12 +46,12 @@ def test_bca_of_skewed_means_against_the_formula(seed):
 
 def test_the_interval_is_seeded_and_covers_the_mean():
     values = np.random.default_rng(1).normal(0.6, 0.2, 60)
-    low, high = intervals.mean_interval(values, 5000, 0)
-    assert (low, high) == intervals.mean_interval(values, 5000, 0) != intervals.mean_interval(values, 5000, 1)
+    low, high = intervals.mean_interval(values)
+    assert (low, high) == intervals.mean_interval(values) != intervals.mean_interval(values, Bootstrap(seed=1))
     half = 1.96 * values.std() / math.sqrt(60)  # what the normal approximation gives
     assert low == pytest.approx(values.mean() - half, abs=0.01)
     assert high == pytest.approx(values.mean() + half, abs=0.01)
-    narrow = intervals.mean_interval(values, 5000, 0, confidence=0.9)
+    narrow = intervals.mean_interval(values, confidence=0.9)
     assert low < narrow[0] < narrow[1] < high
 
 
@@ -77,13 +78,13 @@ def test_degenerate_samples_have_an_interval_without_warning(recwarn):
 
 def test_the_note_says_what_was_done_instead(recwarn):
     def note(values, statistic=intervals.mean):
-        return intervals.bootstrap_interval((np.array(values, float),), statistic, 500)[2]
+        return intervals.bootstrap_interval((np.array(values, float),), statistic, Bootstrap(500))[2]
 
     assert note([1, 2, 4]) == ""
     assert note([1]) == intervals.ONE_VALUE and note([1, 1]) == intervals.NO_SPREAD and note([]) == "no values"
     middle = np.array([0, 0, 0, 0, 0, 9.0])  # leaving one value out never moves the median: no jackknife
-    found = intervals.bootstrap_interval((middle,), np.median, 2000)
-    plain = intervals.bootstrap_interval((middle,), np.median, 2000, method="percentile")
+    found = intervals.bootstrap_interval((middle,), np.median)
+    plain = intervals.bootstrap_interval((middle,), np.median, method="percentile")
     assert found == (*plain[:2], intervals.FALLBACK)
     assert not recwarn.list
 
@@ -118,7 +119,7 @@ def test_percentile_ratios_cover_more_when_an_episode_in_fifty_is_very_long():
         chosen = draw.integers(0, 100, 40)
         for method in covered:
             pair = (first[chosen], second[chosen])
-            low, high, _ = intervals.bootstrap_interval(pair, ratio, 300, seed, method=method)
+            low, high, _ = intervals.bootstrap_interval(pair, ratio, Bootstrap(300, seed), method=method)
             covered[method] += low <= truth <= high
     assert intervals.RATIO_METHOD == "percentile" and covered["percentile"] > covered["bca"] + 5
 

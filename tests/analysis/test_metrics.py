@@ -1,14 +1,15 @@
+import dataclasses
 import json
 import shutil
 
-import pandas as pd
 import pytest
 import scripted
 from damage import HOW, damage
 
 from knapsack import traces
 from knapsack.analysis import metrics
-from knapsack.runs import CorruptFileError, Run
+from knapsack.runs import CorruptFileError, Run, write_sealed
+from knapsack.tasks import sample_split, write_tasks
 
 
 @pytest.fixture(scope="module")
@@ -22,17 +23,12 @@ def run(played, tmp_path):
     return Run(tmp_path)
 
 
-def test_a_row_an_episode_and_a_row_a_cell_in_a_fixed_order(run):
-    episodes, cells = metrics.write_results(run, 200)
+def test_rows_stand_in_a_fixed_order(run):
+    episodes, turns = metrics.write_results(run)
     assert len(episodes) == 8 * 2 * 4 and list(episodes.columns) == metrics.EPISODE_COLUMNS
-    assert (run.results / "cells.csv").read_text().splitlines()[0] == (
-        "model,runtime,split,n,unscored,score_mean,score_low,score_high,solved,turns,prompt_tokens,completion_tokens,"
-        "total_tokens,seconds,score_per_1k_tokens,name_error_rate,missing_binding_rate,cap_hit_rate,inspected"
-    )
-    keys = list(zip(cells["split"], cells["model"], cells["runtime"], strict=True))
+    assert list(turns.columns) == metrics.TURN_COLUMNS and len(turns) == episodes["turns"].sum()
+    keys = list(dict.fromkeys(zip(episodes["split"], episodes["model"], episodes["runtime"], strict=True)))
     assert keys == [(split, *cell) for split in ("easy", "hard") for cell in scripted.CELLS]
-    assert (cells["n"] == 4).all() and (cells["unscored"] == 0).all()
-    assert ((cells["score_low"] <= cells["score_mean"]) & (cells["score_mean"] <= cells["score_high"])).all()
 
 
 def test_an_episodes_numbers_are_those_of_the_episode(tmp_path):
@@ -78,58 +74,39 @@ def test_a_turns_names_are_counted_against_what_earlier_turns_bound(tmp_path):
         assert names == expected and [row["turn"] for row in found] == list(range(9))
 
 
-def test_cell_means_and_rates_by_hand():
-    one = {"model": "base", "runtime": "stateless", "split": "easy", "status": "completed"}
-    blank = dict.fromkeys(metrics.NUMBERS, 0)
-    episodes = pd.DataFrame(
-        [
-            one | blank | {"task_id": "a", "score": 1.0, "solved": 1, "total_tokens": 3000, "name_errors": 2},
-            one | blank | {"task_id": "b", "score": 0.5, "total_tokens": 1000, "name_errors": 1, "missing_bindings": 3},
-            one | {"task_id": "c", "status": "missing"},
-        ]
-    )
-    row = metrics.cell_table(episodes, 500).iloc[0]
-    assert (row["n"], row["unscored"], row["score_mean"], row["solved"]) == (2, 1, 0.75, 0.5)
-    assert row["score_per_1k_tokens"] == pytest.approx(0.75 / 2000 * 1000)
-    assert (row["name_error_rate"], row["missing_binding_rate"], row["cap_hit_rate"]) == (1, 0.5, 0)
-    assert (row["score_low"], row["score_high"]) == (0.5, 1)
+def test_equal_files_give_equal_bytes(run):
+    def written():
+        metrics.write_results(run)
+        return [(run.results / f"{name}.csv").read_bytes() for name in ("episodes", "turns")]
 
-
-def test_equal_files_give_equal_bytes_and_another_seed_other_intervals(run):
-    def written(seed):
-        metrics.write_results(run, 300, seed)
-        return [(run.results / f"{name}.csv").read_bytes() for name in ("episodes", "turns", "cells")]
-
-    first = written(0)
-    assert written(0) == first
-    other = written(1)
-    assert other[:2] == first[:2] and other[2] != first[2]
+    assert written() == written()
 
 
 def test_the_persistent_model_misses_names_only_in_the_stateless_runtime(run):
-    cells = metrics.write_results(run, 100)[1].set_index(["model", "runtime", "split"])
-    assert cells.loc[("persistent", "stateless", "easy"), "missing_binding_rate"] == 1
-    assert cells.loc[("persistent", "persistent", "easy"), "missing_binding_rate"] == 0
-    assert cells.loc[("base", "stateless", "easy"), "missing_binding_rate"] == 0  # its names were never bound
-    assert cells.loc[("base", "stateless", "easy"), "name_error_rate"] == 1
+    easy = metrics.write_results(run)[0].query("split == 'easy'").set_index(["model", "runtime"])
+    assert (easy.loc[("persistent", "stateless"), "missing_bindings"] > 0).all()
+    assert (easy.loc[("persistent", "persistent"), "missing_bindings"] == 0).all()
+    assert (easy.loc[("base", "stateless"), "missing_bindings"] == 0).all()  # its names were never bound
+    assert (easy.loc[("base", "stateless"), "name_errors"] > 0).all()
 
 
-def test_unscored_tasks_are_counted_and_in_no_mean(run):
-    before = metrics.write_results(run, 100)[1].set_index(["model", "runtime", "split"])
+def statuses(run, cell="stateless_persistent_easy"):
+    episodes, _ = metrics.write_results(run)
+    own = episodes[(episodes[metrics.CELL] == cell.split("_")).all(axis=1)]
+    assert own["score"].isna().tolist() == [status != "completed" for status in own["status"]]
+    return sorted(own["status"])
+
+
+def test_unfinished_episodes_are_missing(run):
     cell = run.evaluations / "stateless_persistent_easy"
     gone, stopped = sorted((cell / "knapsack").glob("*.trace.json"))[:2]
     for path in (gone, traces.result_path(gone), traces.details_path(gone)):
         path.unlink()
     traces.details_path(stopped).unlink()  # the last file that a whole episode gets
-    episodes, cells = metrics.write_results(run, 100)
-    row = cells.set_index(["model", "runtime", "split"]).loc[("stateless", "persistent", "easy")]
-    assert (row["n"], row["unscored"]) == (2, 2)
-    kept = episodes[(episodes["model"] == "stateless") & (episodes["runtime"] == "persistent")]
-    assert sorted(kept[kept["split"] == "easy"]["status"]) == ["completed"] * 2 + ["missing"] * 2
-    assert row["score_mean"] == kept[kept["split"] == "easy"]["score"].mean()
-    assert before.drop(index=("stateless", "persistent", "easy")).equals(
-        cells.set_index(["model", "runtime", "split"]).drop(index=("stateless", "persistent", "easy"))
-    )
+    assert statuses(run) == ["completed"] * 2 + ["missing"] * 2
+    for name in ("knapsack", "details"):
+        shutil.rmtree(cell / name)
+    assert statuses(run) == ["missing"] * 4
 
 
 def test_an_episode_that_others_could_not_finish_is_unscored(run):
@@ -138,10 +115,36 @@ def test_an_episode_that_others_could_not_finish_is_unscored(run):
     (cell / "settings.json").unlink()
     failed = traces.result_path(next((cell / "knapsack").glob("*.trace.json")))
     failed.write_text(json.dumps(json.loads(failed.read_text()) | {"status": "timeout", "error": "900 s"}))
-    episodes, cells = metrics.write_results(run, 100)
-    row = cells.set_index(["model", "runtime", "split"]).loc[("stateless", "persistent", "easy")]
-    assert (row["n"], row["unscored"]) == (3, 1)
-    assert episodes["status"].value_counts()["timeout"] == 1
+    assert statuses(run) == ["completed"] * 3 + ["timeout"]
+
+
+def test_the_cap_is_that_of_the_settings_or_the_papers(run):
+    episodes, _ = metrics.read_cells(run.evaluations)
+    write_sealed(run.evaluations / "base_stateless_easy" / "settings.json", {"max_tool_calls": 80})
+    (run.evaluations / "base_persistent_easy" / "settings.json").unlink()
+    caps = metrics.call_caps(run.evaluations, episodes)
+    assert caps.pop(("base", "stateless", "easy")) == 80 and set(caps.values()) == {25} and len(caps) == 15
+
+
+def test_a_trace_has_its_task_wherever_it_lies_and_no_other(run):
+    (task, other), folder = sample_split("easy", 2, 0, scripted.CONFIG), run.evaluations
+    trace = traces.read_trace(traces.trace_path(folder / "base_persistent_easy", task.task_id))
+    assert metrics.find_task(folder, "easy", trace) is None
+    for root in (folder, folder / "tasks", run.folder / "tasks"):
+        write_tasks(root / "easy", [task])
+        assert metrics.find_task(folder, "easy", trace).items == task.items
+        shutil.rmtree(root / "easy")
+    write_tasks(run.folder / "tasks" / "easy", [dataclasses.replace(other, task_id=task.task_id)])
+    with pytest.raises(CorruptFileError, match="is not the task of the easy traces"):
+        metrics.find_task(folder, "easy", trace)
+
+
+def test_the_tokenizer_is_that_of_the_run_or_none(tmp_path):
+    run = Run(tmp_path)
+    assert metrics.run_tokenizer(run) is None
+    for base, known in (("nano", True), (str(tmp_path / "nowhere"), False)):
+        write_sealed(run.manifest, {"04_evaluate": {"parameters": {"base": base}}})
+        assert (metrics.run_tokenizer(run) is not None) == known
 
 
 @pytest.mark.parametrize("name", ["trace", "result", "details", "settings"])
@@ -161,23 +164,14 @@ def test_a_damaged_file_is_named_and_never_counted_as_something_else(run, name, 
             metrics.read_cells(cell.parent)
 
 
-def test_a_cell_without_any_episode_is_a_row(run):
-    cell = run.evaluations / "base_persistent_hard"
-    shutil.rmtree(cell / "knapsack")
-    shutil.rmtree(cell / "details")
-    cells = metrics.write_results(run, 100)[1].set_index(["model", "runtime", "split"])
-    row = cells.loc[("base", "persistent", "hard")]
-    assert (row["n"], row["unscored"]) == (0, 4) and pd.isna(row["score_mean"])
-
-
 def test_bad_input_is_named(run, tmp_path):
     with pytest.raises(FileNotFoundError, match="notebook 04"):
         metrics.read_cells(tmp_path / "nowhere")
     path = next((run.evaluations / "base_persistent_easy").glob("knapsack/*.trace.json"))
     path.write_text(path.read_text()[:-100])
     with pytest.raises(CorruptFileError, match=path.name):
-        metrics.write_results(run, 100)
+        metrics.write_results(run)
     shutil.rmtree(run.evaluations / "base_persistent_easy")
     shutil.copytree(run.evaluations / "base_stateless_easy", run.folder / "evaluations" / "odd")
     with pytest.raises(CorruptFileError, match="odd is not named"):
-        metrics.write_results(run, 100)
+        metrics.write_results(run)

@@ -1,13 +1,15 @@
 """Nothing is told that nobody computed: numbers in prose, figures and tables without a producer, statistics by hand."""
 
 import ast
+import pkgutil
 import re
 
 import nbformat
 import pytest
 
+from knapsack import analysis
 from knapsack.analysis import figures, several_runs, tables
-from knapsack.analysis.claims import END, START
+from knapsack.analysis.publish import END, START
 
 NUMBER = re.compile(r"(?<!\w)(?<!\w[-.])\d[\d,.]*(?<![,.])")
 # Phrases with a number that is no result of a run, with what it is.
@@ -34,9 +36,8 @@ IN_README = {
     "the paper's 40": "the paper's parameter",
     '"completed, score 0"': "what other harnesses write",
 }
-LIBRARY = ("claims", "conduct", "excerpts", "figures", "metrics", "report", "several_runs", "stability", "statistics")
-LIBRARY += ("tables",)
-PLAIN = {"Markdown", "display", "map", "open_run", "perf_counter", "read_csv", "record", "round", "show"}
+LIBRARY = {name for _, name, _ in pkgutil.iter_modules(analysis.__path__)}
+PLAIN = {"Markdown", "display", "map", "open_run", "perf_counter", "record", "round", "show"}
 SUMS = {"groupby", "sum"}  # of counts: how many were scored, how many not
 
 
@@ -94,7 +95,7 @@ def calls(notebook):
 
 
 def test_what_notebook_05_computes_are_functions_with_a_test(notebook, checkout):
-    tested = "\n".join(path.read_text(encoding="utf-8") for path in sorted((checkout / "tests").glob("test_*.py")))
+    tested = "\n".join(path.read_text(encoding="utf-8") for path in sorted((checkout / "tests").rglob("test_*.py")))
     for module, name in calls(notebook):
         if module:
             assert re.search(rf"\b{name}\b", tested), f"{module}.{name} occurs in no test"

@@ -6,11 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from scripted import rows, study
 
-from knapsack.analysis import statistics
-from knapsack.analysis.intervals import share_difference
+from knapsack.analysis import estimates, statistics
+from knapsack.analysis.estimates import PP, PS, SP, SS
+from knapsack.analysis.intervals import Bootstrap
+from knapsack.analysis.statistics import Equivalence, detectable_difference, tasks_for_equivalence
 
-PP, PS, SP, SS = statistics.PP, statistics.PS, statistics.SP, statistics.SS
+FEW = Bootstrap(100)
 
 
 def test_rank_biserial_by_hand():
@@ -23,11 +26,6 @@ def test_rank_biserial_by_hand():
     assert statistics.wilcoxon(second, first)[1] == -effect
     p, effect, _ = statistics.wilcoxon(np.array([1.0, -1, 2]), np.zeros(3))  # ranks 1.5, 1.5, 3: (4.5 - 1.5) / 6
     assert effect == pytest.approx(0.5) and p == pytest.approx(6 / 8)  # W- <= 1.5: none, either 1.5
-
-
-def test_exact_p_without_zeros_or_ties():
-    p, effect, note = statistics.wilcoxon(np.array([2, -1, 4, -3, 5.0]), np.zeros(5))
-    assert p == pytest.approx(14 / 32) and effect == pytest.approx(7 / 15) and note == ""
 
 
 @pytest.mark.parametrize("n", [2, 9, 13, 14, 30, 80])
@@ -75,104 +73,17 @@ def test_holm_by_hand():
     assert statistics.holm([0.9, 0.8]) == pytest.approx([1, 1])
 
 
-def rows(model, runtime, scores, **more):
-    one = {"model": model, "runtime": runtime, "split": "easy", "status": "completed", "total_tokens": 100.0} | more
-    return [one | {"task_id": f"knapsack-{i}", "score": score} for i, score in scores.items()]
-
-
-def test_pairs_are_matched_by_task_and_completed_on_both_sides():
-    episodes = pd.DataFrame(
-        rows("persistent", "persistent", {3: 0.3, 1: 0.1, 2: 0.2})
-        + rows("stateless", "stateless", {2: 0.5, 3: 0.6, 4: 0.7})
-        + rows("stateless", "stateless", {1: math.nan}, status="error")
-    )
-    aligned = (("persistent", "persistent", "easy"), ("stateless", "stateless", "easy"))
-    first, second = statistics.paired(episodes, *aligned, "score")
-    assert first.tolist() == [0.2, 0.3] and second.tolist() == [0.5, 0.6]
-    table = statistics.tests_table(episodes, 200)
-    assert list(table.columns) == statistics.TEST_COLUMNS
-    assert list(table["comparison"]) == ["aligned cells"] * 2 and list(table["n"]) == [2, 2]
-    assert table["difference"].tolist() == pytest.approx([-0.3, 0])
-    assert table["note"].tolist() == ["interval: no spread", "all differences zero; interval: no spread"]
-    assert table["p_holm"].tolist() == pytest.approx([0.5, 1])
-    twice = pd.concat([episodes, episodes.head(1)])
-    with pytest.raises(ValueError, match="knapsack-3 occurs twice"):
-        statistics.paired(twice, *aligned, "score")
-
-
-def every(models, runtimes, splits=("easy",)):
-    return [(model, runtime, split) for split in splits for model in models for runtime in runtimes]
-
-
-def test_the_six_comparisons_of_the_study():
-    cells = every(("base", "persistent", "stateless"), ("persistent", "stateless"))
-    assert [(what, first[:2], second[:2]) for what, first, second in statistics.comparisons(cells)] == [
-        ("training, in the persistent runtime", PP, SP),
-        ("training, in the stateless runtime", PS, SS),
-        ("runtime, base", ("base", "persistent"), ("base", "stateless")),
-        ("runtime, persistent", PP, PS),
-        ("runtime, stateless", SP, SS),
-        ("aligned cells", PP, SS),
-    ]
-    assert statistics.comparisons([]) == []
-    assert all(one[2] == other[2] for _, one, other in statistics.comparisons(every(("base",), ("persistent",)) * 2))
-
-
-def test_a_model_that_a_user_adds_is_compared_with_itself_only():
-    cells = every(("mine",), ("persistent", "stateless"), ("easy", "hard"))
-    alone = statistics.comparisons(cells)
-    assert [(what, *one, *other[1:]) for what, one, other in alone] == [
-        ("runtime, mine", "mine", "persistent", split, "stateless", split) for split in ("easy", "hard")
-    ]
-    study = every(("persistent", "stateless"), ("persistent", "stateless"), ("easy", "hard"))
-    together = statistics.comparisons(study + cells)
-    assert [row for row in together if "mine" in (row[1][0], row[2][0])] == alone
-    assert [row for row in together if row not in alone] == statistics.comparisons(study)
-    assert statistics.comparisons(every(("mine",), ("persistent",))) == []
-
-
-def test_carry_over_is_compared_with_the_runtime_that_it_mends():
-    kinds = ("persistent", "stateless", "carry-over", "carry-over-announced")
-    found = statistics.comparisons(every(("persistent",), kinds))
-    assert [(what, one[1], other[1]) for what, one, other in found] == [
-        ("runtime, persistent", "persistent", "stateless"),
-        ("carry-over, persistent", "carry-over", "stateless"),
-        ("announced carry-over, persistent", "carry-over-announced", "stateless"),
-        ("announcing the carry-over, persistent", "carry-over-announced", "carry-over"),
-    ]
-    both = statistics.comparisons(every(("persistent", "stateless"), kinds[2:]))
-    assert [what for what, *_ in both] == [
-        "training, in the carry-over runtime",
-        "training, in the carry-over-announced runtime",
-        "announcing the carry-over, persistent",
-        "announcing the carry-over, stateless",
-    ]
-    assert statistics.comparisons(every(("mine",), ("persistent", "carry-over"))) == []
-
-
-def study(n=12, models=("persistent", "stateless"), runtimes=("persistent", "stateless"), seed=0):
-    """Episodes in which every cell has its own level of score and tokens; task i differs from cell to cell."""
-    draw = np.random.default_rng(seed)
-    found = []
-    for model in models:
-        for runtime in runtimes:
-            level = 0.2 + 0.08 * len(model + runtime) % 0.5
-            for i in range(n):
-                score = float(np.clip(level + draw.normal(0, 0.1), 0, 1))
-                more = {"total_tokens": float(draw.integers(500, 9000)), "solved": int(score > 0.5)}
-                found += rows(model, runtime, {i: score}, **more, missing_bindings=int(draw.integers(0, 3)))
-    return pd.DataFrame(found)
+def table_of(episodes, of):
+    """``tests_table`` or ``shares_table`` with the estimates it needs."""
+    return of(episodes, estimates.estimates_table(episodes, FEW))
 
 
 def test_families_are_corrected_apart():
     kinds = ("persistent", "stateless", "carry-over")
     many = study(models=("persistent", "stateless", "base", "mine"), runtimes=kinds)
-    table = statistics.tests_table(many, 100)
-    assert set(table["family"]) == {
-        f"{quantity}, {group}"
-        for quantity in ("score", "total_tokens")
-        for group in ("trained models", "other models", "carry-over")
-    }
+    table = table_of(many, statistics.tests_table)
+    groups = ("trained models", "other models", "carry-over")
+    assert set(table["family"]) == {f"{name}, {group}" for name in ("score", "total_tokens") for group in groups}
     for _, part in table.groupby("family"):
         assert part["p_holm"].tolist() == statistics.holm(part["p"]).tolist()
     for name, models in (("trained models", {"persistent", "stateless"}), ("other models", {"base", "mine"})):
@@ -180,55 +91,42 @@ def test_families_are_corrected_apart():
         assert {side.split("→")[0] for side in [*part["first"], *part["second"]]} == models
     assert all("carry-over" in what for what in table[table["family"] == "score, carry-over"]["comparison"])
     of_both = many[many["model"].isin(["persistent", "stateless"]) & many["runtime"].isin(kinds[:2])]
-    alone = statistics.tests_table(of_both, 100)
     same = table[table["family"].str.endswith("trained models")].reset_index(drop=True)
-    pd.testing.assert_frame_equal(alone, same)
+    pd.testing.assert_frame_equal(table_of(of_both, statistics.tests_table), same)
 
 
 def test_a_row_of_tests_against_the_formulas():
     episodes = study(20)
-    table = statistics.tests_table(episodes, 500).set_index(["comparison", "quantity"])
-    first, second = statistics.paired(episodes, (*PP, "easy"), (*SS, "easy"), "score")
-    row = table.loc[("aligned cells", "score")]
+    table = table_of(episodes, statistics.tests_table)
+    assert list(table.columns) == statistics.TEST_COLUMNS
+    row = table.set_index(["comparison", "quantity"]).loc[("aligned cells", "score")]
+    first, second = estimates.matched(episodes, ((*PP, "easy"), (*SS, "easy")), "score")
     assert (row["mean_first"], row["mean_second"]) == pytest.approx((first.mean(), second.mean()))
     assert row["p"] == pytest.approx(stats.wilcoxon(first, second).pvalue)
-    ends = stats.bootstrap((first - second,), np.mean, n_resamples=500, method="BCa", rng=np.random.default_rng(0))
+    ends = stats.bootstrap((first - second,), np.mean, n_resamples=100, method="BCa", rng=np.random.default_rng(0))
     assert (row["low"], row["high"]) == pytest.approx(tuple(ends.confidence_interval))
-
-
-def test_the_order_of_rows_changes_nothing():
-    episodes = study()
-    shuffled = episodes.sample(frac=1, random_state=3)
-    for of in (statistics.tests_table, statistics.equivalence_table, statistics.interactions_table):
-        one, other = of(episodes, n_resamples=100), of(shuffled, n_resamples=100)
-        order = [name for name in ("split", "comparison", "quantity") if name in one]
-        one, other = (table.sort_values(order, ignore_index=True) for table in (one, other))
-        pd.testing.assert_frame_equal(one, other)
-    assert len(statistics.shares_table(shuffled)) == len(statistics.shares_table(episodes)) == 10
+    flat = pd.concat([rows(*PP, [0.5, 0.7]), rows(*SS, [0.2, 0.4])])
+    notes = table_of(flat, statistics.tests_table)["note"].tolist()
+    assert notes == ["interval: no spread", "all differences zero; interval: no spread"]
 
 
 def test_shares_of_tasks_in_pairs():
-    frame = rows("persistent", "stateless", dict.fromkeys(range(10), 1.0), solved=1, missing_bindings=3)
-    frame += rows("stateless", "stateless", dict.fromkeys(range(3), 1.0), solved=1, missing_bindings=0)
-    frame += rows("stateless", "stateless", dict.fromkeys(range(3, 10), 0.5), solved=0, missing_bindings=0)
-    table = statistics.shares_table(pd.DataFrame(frame))
+    solved = {"solved": [1] * 3 + [0] * 7}
+    frame = [rows(*PS, [1.0] * 10, solved=1, missing_bindings=3), rows(*SS, [1.0] * 3 + [0.5] * 7).assign(**solved)]
+    table = table_of(pd.concat(frame, ignore_index=True), statistics.shares_table)
     assert list(table.columns) == statistics.SHARE_COLUMNS
     solved, missing = table.to_dict("records")
     assert (solved["quantity"], solved["n"], solved["share_first"], solved["share_second"]) == ("solved", 10, 1, 0.3)
     assert (solved["only_first"], solved["only_second"], solved["p"]) == (7, 0, pytest.approx(2 / 2**7))
-    expected = share_difference([1] * 10, [1] * 3 + [0] * 7)
-    assert (solved["difference"], solved["low"], solved["high"]) == expected
     assert (missing["quantity"], missing["difference"]) == ("missing_binding", 1)
-    assert missing["p"] == pytest.approx(2 / 2**10)
-    assert missing["family"] == "missing_binding, trained models" and missing["p_holm"] == missing["p"]
+    assert missing["family"] == "missing_binding, trained models" and missing["p_holm"] == pytest.approx(2 / 2**10)
 
 
 def test_equivalence_of_every_comparison():
-    wave = {i: 0.5 + 0.01 * (i % 5) for i in range(60)}
-    frame = rows("persistent", "persistent", wave) + rows("stateless", "stateless", wave)
-    frame += rows("stateless", "persistent", {i: score - 0.02 - 0.01 * (i % 3) for i, score in wave.items()})
-    frame += rows("persistent", "stateless", {i: 0.1 for i in wave})
-    table = statistics.equivalence_table(pd.DataFrame(frame), n_resamples=300)
+    wave = [0.5 + 0.01 * (i % 5) for i in range(60)]
+    less = [score - 0.02 - 0.01 * (i % 3) for i, score in enumerate(wave)]
+    frame = pd.concat([rows(*PP, wave), rows(*SS, wave), rows(*PS, [0.1] * 60), rows(*SP, less)])
+    table = statistics.equivalence_table(frame, bootstrap=FEW)
     assert list(table.columns) == statistics.EQUIVALENCE_COLUMNS
     table = table.set_index("comparison")
     assert table["verdict"].to_dict() == {
@@ -239,80 +137,150 @@ def test_equivalence_of_every_comparison():
         "aligned cells": "equivalent",
     }
     assert table.loc["aligned cells", "differing"] == 0 and (table["margin"] == 0.05).all()
-    tight = statistics.equivalence_table(pd.DataFrame(frame), 0.025, n_resamples=300).set_index("comparison")
+    tight = statistics.equivalence_table(frame, 0.025, FEW).set_index("comparison")
     assert tight.loc["runtime, stateless", "verdict"] == "different"
     assert (tight["tasks_needed"] >= table["tasks_needed"]).all()
 
 
-def test_the_interaction_by_hand():
-    frame = rows("persistent", "persistent", {1: 0.9, 2: 0.8, 3: 1.0}, total_tokens=100.0)
-    frame += rows("persistent", "stateless", {1: 0.1, 2: 0.2}, total_tokens=800.0)
-    frame += rows("stateless", "persistent", {1: 0.7, 2: 0.5, 3: 1.0}, total_tokens=300.0)
-    frame += rows("stateless", "stateless", {1: 0.6, 2: 0.6, 3: 1.0}, total_tokens=200.0)
-    frame += rows("persistent", "stateless", {3: 1.0}, status="timeout", total_tokens=1.0)
-    episodes = pd.DataFrame(frame)
-    assert statistics.interaction(episodes, "easy", "score") == pytest.approx([0.7, 0.7])
-    score, tokens = statistics.interactions_table(episodes, 200).to_dict("records")
-    assert list(score) == statistics.INTERACTION_COLUMNS
-    assert score["n"] == 2 and score["interaction"] == pytest.approx(0.7) and math.isnan(score["ratio"])
-    assert tokens["interaction"] == pytest.approx(math.log((100 / 800) / (300 / 200)))
-    assert tokens["ratio"] == tokens["ratio_low"] == pytest.approx((100 / 800) / (300 / 200))
-    silent = episodes.assign(total_tokens=episodes["total_tokens"].where(episodes.index != 0, 0))
-    tokens = statistics.interactions_table(silent, 200).iloc[1]
-    assert tokens["n"] == 1 and "1 tasks without tokens left out" in tokens["note"]
-
-
-def test_the_interaction_turns_with_either_factor():
-    episodes, swap = study(15, seed=4), {"persistent": "stateless", "stateless": "persistent"}
-    d = statistics.interaction(episodes, "easy", "total_tokens", logarithm=True)
-    other = {name: episodes.assign(**{name: episodes[name].map(swap)}) for name in ("model", "runtime")}
-    for turned in other.values():
-        assert statistics.interaction(turned, "easy", "total_tokens", True) == pytest.approx(-d)
-    cents = episodes.assign(total_tokens=100 * episodes["total_tokens"])
-    assert statistics.interaction(cents, "easy", "total_tokens", True) == pytest.approx(d)
-    one, turned = (statistics.interactions_table(frame, 500).iloc[1] for frame in (episodes, other["runtime"]))
-    assert (turned["low"], turned["high"]) == pytest.approx((-one["high"], -one["low"]))
-    assert one["ratio"] == pytest.approx(math.exp(d.mean())) and one["ratio_low"] < one["ratio"] < one["ratio_high"]
-
-
-def test_a_missing_cell_leaves_no_interaction(recwarn):
-    episodes = study()
-    table = statistics.interactions_table(episodes[episodes["model"] == "persistent"], 100)
-    assert table["n"].tolist() == [0, 0] and table["interaction"].isna().all() and table["low"].isna().all()
-    failed = episodes.assign(status="timeout")
-    for of in (statistics.tests_table, statistics.shares_table, statistics.equivalence_table):
-        table = of(failed)
+def test_what_was_not_scored_has_rows_without_numbers(recwarn):
+    failed = study().assign(status="timeout")
+    for of in (statistics.tests_table, statistics.shares_table):
+        table = table_of(failed, of)
         assert (table["n"] == 0).all() and table["difference"].isna().all() and len(table) > 0
-        assert of(failed.head(0)).empty
+        assert table_of(failed.head(0), of).empty
+    assert (statistics.equivalence_table(failed)["verdict"] == "undecided").all()
+    assert statistics.equivalence_table(failed.head(0)).empty
     assert not recwarn.list
 
 
-def test_variation_between_runs_by_hand():
-    one = {"model": "persistent", "runtime": "persistent", "split": "easy"}
-    values = {"a": 0.7, "b": 0.8, "c": 0.9}
-    table = pd.DataFrame(
-        [one | {"run": run, "score_mean": value} for run, value in values.items()]
-        + [one | {"runtime": "stateless", "run": run, "score_mean": value} for run, value in (("a", 0.2), ("c", 0.4))]
-        + [one | {"runtime": "stateless", "run": "b", "score_mean": math.nan}]
-        + [one | {"split": "hard", "run": "a", "score_mean": 0.5}]
-    )
-    three, two, single = statistics.between_runs(table, "score_mean").to_dict("records")
-    assert {name: three[name] for name in one} == one and three["runs"] == 3
-    assert [three[name] for name in ("mean", "sd", "least", "most")] == pytest.approx([0.8, 0.1, 0.7, 0.9])
-    reach = 4.302653 * 0.1 / 3**0.5  # the t of 2 degrees of freedom
-    assert (three["low"], three["high"]) == pytest.approx((0.8 - reach, 0.8 + reach), abs=1e-6)
-    assert (two["runs"], two["mean"], two["sd"]) == (2, pytest.approx(0.3), pytest.approx(0.02**0.5))
-    assert math.isnan(two["low"]) and math.isnan(two["high"])
-    assert (single["split"], single["runs"], single["least"], single["most"]) == ("hard", 1, 0.5, 0.5)
-    assert math.isnan(single["sd"])
-    again = statistics.between_runs(table.iloc[::-1], "score_mean").to_dict("records")
-    assert again[2] == pytest.approx(three) and again[0] == pytest.approx(single, nan_ok=True)
-    with pytest.raises(ValueError, match="two rows"):
-        statistics.between_runs(pd.concat([table, table.head(1)]), "score_mean")
+# Equivalence
 
 
-def test_a_run_with_no_value_anywhere(recwarn):
-    table = pd.DataFrame({"run": ["a", "b"], "model": "mine", "seconds": [math.nan, math.nan]})
-    row = statistics.between_runs(table, "seconds", ["model"]).iloc[0]
-    assert row["runs"] == 0 and row[statistics.RUN_COLUMNS[1:]].isna().all()
+def differences(n, mean, spread, seed=0):
+    """n values with exactly this mean and standard deviation."""
+    values = np.random.default_rng(seed).normal(size=n)
+    return mean + spread * (values - values.mean()) / values.std(ddof=1)
+
+
+def against_zero(values, margin=0.05, n_resamples=100):
+    values = np.asarray(values, float)
+    return statistics.equivalence(values, np.zeros(len(values)), margin, Bootstrap(n_resamples))
+
+
+@pytest.mark.parametrize(
+    "mean, spread, margin, larger_p, low, high",
+    [  # paired examples of the R package TOSTER, 65 pairs
+        (0.08, 0.876955, 0.350782, 0.00770235, -0.1015433, 0.2615433),
+        (0.08, 0.8902865, 0.34, 0.01081349, -0.1043032, 0.2643032),
+    ],
+)
+def test_published_examples(mean, spread, margin, larger_p, low, high):
+    found = against_zero(differences(65, mean, spread), margin, 5000)
+    assert found.p_equivalence == pytest.approx(larger_p, rel=1e-4)
+    assert (found.verdict, found.n, found.differing, found.note) == ("equivalent", 65, 65, "")
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.02)  # theirs is the t interval
+    assert (found.difference, found.spread) == pytest.approx((mean, spread))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_equivalent_means_the_90_percent_t_interval_is_within_the_margin(seed):
+    draw = np.random.default_rng(seed)
+    first, second = draw.normal(0.5, 0.1, (2, 40)) + draw.normal(0, 0.2, 40)
+    found = statistics.equivalence(first, second, 0.05, FEW)
+    inside = stats.ttest_rel(first, second).confidence_interval(0.9)
+    assert (found.p_equivalence < 0.05) == (-0.05 < inside.low and inside.high < 0.05)
+    assert found.p_difference == pytest.approx(stats.ttest_rel(first, second).pvalue)
+
+
+def test_the_four_verdicts():
+    verdicts = {
+        (0.5, 0.01): "equivalent",
+        (0.01, 0.01): "different but within the margin",
+        (0.01, 0.5): "different",
+        (0.5, 0.5): "undecided",
+        (0.05, 0.05): "undecided",
+        (math.nan, math.nan): "undecided",
+    }
+    assert {p: statistics.verdict(*p) for p in verdicts} == verdicts
+    found = [against_zero(differences(100, *of)).verdict for of in ((0, 0.1), (0.02, 0.02), (0.2, 0.3), (0.04, 0.3))]
+    assert found == list(verdicts.values())[:4]
+
+
+def test_sides_and_units_do_not_matter():
+    first, second = np.random.default_rng(1).normal(0.6, 0.2, (2, 60))
+    found, swapped = (statistics.equivalence(*sides, 0.05, FEW) for sides in ((first, second), (second, first)))
+    assert swapped.difference == -found.difference and swapped.verdict == found.verdict
+    assert (swapped.low, swapped.high) == pytest.approx((-found.high, -found.low))
+    percent = statistics.equivalence(100 * first, 100 * second, 5, FEW)
+    for other in (swapped, percent):
+        assert (other.p_difference, other.p_equivalence) == pytest.approx((found.p_difference, found.p_equivalence))
+
+
+def test_at_the_margin_itself_one_in_twenty_is_called_equivalent():
+    draws = np.random.default_rng(2).normal(0.05, 0.1, (400, 50))
+    wrong = sum(against_zero(d, n_resamples=2).p_equivalence < 0.05 for d in draws)
+    assert 0.05 * 400 == pytest.approx(wrong, abs=3 * math.sqrt(400 * 0.05 * 0.95))
+
+
+def test_samples_without_spread_get_a_sign_test(recwarn):
+    assert against_zero([]) == pytest.approx(Equivalence(0, 0, *(math.nan,) * 6, "undecided", "no pairs"), nan_ok=True)
+    for values, p_difference, p_equivalence, verdict in (
+        ([0.0], 1, 0.5, "undecided"),
+        ([0.2], 1, 1, "undecided"),
+        ([0.0] * 4, 1, 1 / 16, "undecided"),
+        ([0.0] * 5, 1, 1 / 32, "equivalent"),
+        ([0.01] * 6, 1 / 32, 1 / 64, "different but within the margin"),
+        ([0.2] * 6, 1 / 32, 1, "different"),
+        ([0.05] * 9, 2 / 512, 1, "different"),
+    ):
+        found = against_zero(values)
+        assert (found.p_difference, found.p_equivalence, found.verdict) == (p_difference, p_equivalence, verdict)
+        assert found.note == "all differences equal: sign test" and found.low == found.high
+        assert found.spread == 0 or (len(values) == 1 and math.isnan(found.spread))
+    roundoff = statistics.equivalence([0.1 + 0.2, 0.3, 0.7], [0.3, 0.1 + 0.2, 0.7], 0.05, FEW)
+    assert roundoff.differing == 0 and roundoff.p_difference == 1
+    assert not recwarn.list
+
+
+def test_the_note_says_when_the_interval_disagrees():
+    found = [against_zero([0.0] * 46 + [x, x, 0.4, 0.4], n_resamples=2000) for x in np.linspace(0, 0.4, 9)]
+    disagree = [f.verdict for f in found if (-0.05 < f.low and f.high < 0.05) != (f.p_equivalence < 0.05)]
+    assert len(disagree) > 0 and [f.verdict for f in found if "the margin" in f.note] == disagree
+
+
+def test_what_makes_no_sense_is_refused():
+    with pytest.raises(ValueError, match="pairs"):
+        statistics.equivalence([0.1], [0.1, 0.2])
+    for margin in (0, -0.1, math.nan):
+        with pytest.raises(ValueError, match="margin"):
+            against_zero([0.1, 0.2], margin)
+
+
+def test_detectable_difference_against_published_values_and_a_simulation():
+    assert detectable_difference(100, 1) == pytest.approx(0.2829, abs=1e-4)  # R: power.t.test(100, power = 0.8)
+    assert detectable_difference(34, 1) == pytest.approx(0.5, abs=0.006)  # Cohen (1988): 34 pairs for d = 0.5
+    assert detectable_difference(50, 0.3) == pytest.approx(0.3 * detectable_difference(50, 1))
+    for n in (6, 25):
+        draws = np.random.default_rng(4).normal(detectable_difference(n, 0.3), 0.3, (20_000, n))
+        assert (stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize("spread, margin, power, exact", [(0.1, 0.05, 0.8, 36), (28.284, 20, 0.7, 16)])
+def test_tasks_for_equivalence_are_within_one_of_published_ones(spread, margin, power, exact):
+    assert abs(tasks_for_equivalence(spread, margin, power) - exact) <= 1  # PASS manual, chapter 519
+
+
+def test_so_many_tasks_show_equal_cells_equivalent():
+    n = tasks_for_equivalence(0.1, 0.05)
+    draws = np.random.default_rng(5).normal(0, 0.1, (20_000, n))
+    above = stats.ttest_1samp(draws, -0.05, axis=1, alternative="greater").pvalue
+    below = stats.ttest_1samp(draws, 0.05, axis=1, alternative="less").pvalue
+    assert (np.maximum(above, below) < 0.05).mean() == pytest.approx(0.8, abs=0.02)
+    assert tasks_for_equivalence(50, 5) == tasks_for_equivalence(0.5, 0.05)
+
+
+def test_power_of_too_little_data(recwarn):
+    assert math.isnan(detectable_difference(1, 0.2)) and math.isnan(detectable_difference(9, math.nan))
+    assert math.isnan(tasks_for_equivalence(math.nan))
+    assert detectable_difference(50, 0) == 0 and tasks_for_equivalence(0) == 5
     assert not recwarn.list

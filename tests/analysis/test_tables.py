@@ -1,23 +1,36 @@
-import html.parser
 import math
 import re
 
 import pandas as pd
 import pytest
 import scripted
+from scripted import rows
 
-from knapsack import traces, training_data
+from knapsack import traces
 from knapsack.analysis import metrics, tables
-from knapsack.runs import Run, write_sealed
+from knapsack.analysis.estimates import cells_table, estimates_table
+from knapsack.analysis.intervals import Bootstrap
+from knapsack.models import load_tokenizer
+from knapsack.prompts import render
+from knapsack.runs import CorruptFileError, Run
 from knapsack.runtime import KINDS
 from knapsack.tasks import sample_split
+from knapsack.training_data import keep_pairs, training_row
+
+FEW = Bootstrap(50)
 
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
-    run = Run(scripted.write_run(tmp_path_factory.mktemp("run"), n=4, splits=("easy",)))
-    episodes, cells = metrics.write_results(run, 200)
-    return run, episodes, cells
+    folder = scripted.write_run(tmp_path_factory.mktemp("run"), n=4, splits=("easy",))
+    episodes, _ = metrics.read_cells(folder / "evaluations")
+    found = estimates_table(episodes, FEW)
+    return episodes, cells_table(episodes, found), found
+
+
+def table_two(episodes):
+    found = estimates_table(episodes, FEW)
+    return tables.table_two(cells_table(episodes, found), found)
 
 
 def row_of(table, **wanted):
@@ -40,7 +53,7 @@ def test_numbers_are_written_for_readers():
     assert [tables.listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
 
 
-# The three forms
+# The two forms
 
 NASTY = "a_b & 5% of $x$ #1 {y} ~^\\ <script>alert('z')</script> | π→P"
 
@@ -62,39 +75,23 @@ def test_latex_is_escaped_and_balanced(nasty):
     assert not re.search(r"[%#~^]", unescaped) and r"\bfseries 2" in text and r"\bfseries 1" not in text
 
 
-def test_html_has_no_unescaped_text(nasty):
-    class Reader(html.parser.HTMLParser):
-        tags, texts = [], []
-
-        def handle_starttag(self, tag, attributes):
-            self.tags.append(tag)
-
-        def handle_data(self, data):
-            self.texts.append(data.strip())
-
-    reader = Reader()
-    page = tables.page(nasty, "name")
-    reader.feed(page)
-    assert reader.texts.count(NASTY) == 3 and "script" not in reader.tags
-    assert page.startswith("<!DOCTYPE html>") and 'charset="utf-8"' in page and reader.tags.count("td") == 4
-    assert page.count("font-weight: bold") == 1
-
-
 def test_markdown_keeps_its_columns(nasty):
     header, line, first, second, rest = tables.markdown(nasty).split("\n")
     assert [len(re.findall(r"(?<!\\)\|", text)) for text in (header, line, first, second)] == [3] * 4
-    assert line == "| --- | ---: |" and second == "| b | **2** |" and rest == ""
+    assert line == "| ---: | ---: |" and second == "| b | **2** |" and rest == ""
+    assert "| --- | ---: |" in tables.markdown(tables.Table(pd.DataFrame({"split": ["a"], "n": ["1"]}), ""))
 
 
-def test_saving_writes_the_forms_and_the_numbers_and_clearing_removes_the_forms(tmp_path, nasty):
+def test_saving_writes_both_forms_and_the_numbers_and_clearing_removes_the_forms(tmp_path, nasty):
     run, numbers = Run(tmp_path), pd.DataFrame({"x": [0.25, math.nan]})
     shown = tables.save(run, "one", nasty, numbers)
-    assert {path.name for path in run.tables.iterdir()} == {"one.md", "one.tex", "one.html"}
+    assert {path.name for path in run.tables.iterdir()} == {"one.md", "one.tex"}
     assert shown == (run.tables / "one.md").read_text() and shown.endswith(f"\n{NASTY}\n")
     assert (run.results / "one.csv").read_text() == "x\n0.25\n\"\"\n"
     before = {path.name: path.read_bytes() for path in run.tables.iterdir()}
     tables.save(run, "one", nasty, numbers)
     assert {path.name: path.read_bytes() for path in run.tables.iterdir()} == before
+    (run.tables / "one.html").touch()  # of an earlier version
     tables.clear(run)
     empty = tables.Table(nasty.text.head(0), "")
     assert tables.save(run, "two", empty, numbers, "Nothing.") == "Nothing."
@@ -105,8 +102,8 @@ def test_saving_writes_the_forms_and_the_numbers_and_clearing_removes_the_forms(
 
 
 def test_table_two_holds_the_means_of_the_episodes(played):
-    _, episodes, cells = played
-    table = tables.table_two(cells, episodes, 200)
+    episodes, cells, found = played
+    table = tables.table_two(cells, found)
     for (model, runtime), name in ((("persistent", "stateless"), "P→S"), (("base", "persistent"), "base→P")):
         own = episodes[(episodes["model"] == model) & (episodes["runtime"] == runtime)]
         row, mean = row_of(table, cell=name), own.mean(numeric_only=True)
@@ -120,28 +117,19 @@ def test_table_two_holds_the_means_of_the_episodes(played):
 
 
 def test_the_paper_stands_below_the_cells_that_it_reports(played):
-    _, episodes, cells = played
-    text = tables.table_two(cells, episodes, 50).text
+    episodes, cells, found = played
+    text = tables.table_two(cells, found).text
     below = {text["cell"][index - 1]: text.loc[index] for index in text.index[text["cell"] == "paper"]}
     assert list(below) == ["base→P", "base→S", "P→P", "S→S"]
     assert below["S→S"].drop(["split", "cell"]).tolist() == ["100", "", *[""] * 5, "58,814", "145.5", "1.39"]
     assert below["base→P"]["score %"] == "< 8" and below["base→P"]["solved %"] == "0"
-    other = episodes.assign(split="medium")
-    assert "paper" not in set(tables.table_two(metrics.cell_table(other, 50), other, 50).text["cell"])
+    assert "paper" not in set(table_two(episodes.assign(split="medium")).text["cell"])
 
 
 def best(cells):
     """Bold (cell, title) of a table of cells given as (model, score, tokens)."""
-    rows = [
-        {"model": model, "runtime": "persistent", "split": "easy", "task_id": str(k), "status": "completed"}
-        | {"score": score, "solved": 0, "turns": 3, "prompt_tokens": tokens - 1, "completion_tokens": 1}
-        | {"total_tokens": tokens, "seconds": 2.0, "inspected": 1.0}
-        | dict.fromkeys(("name_errors", "missing_bindings", "cap_hits"), 0)
-        for model, score, tokens in cells
-        for k in range(2)
-    ]
-    episodes = pd.DataFrame(rows)
-    table = tables.table_two(metrics.cell_table(episodes, 20), episodes, 20)
+    made = [rows(model, "persistent", [score] * 2, total_tokens=tokens) for model, score, tokens in cells]
+    table = table_two(pd.concat(made))
     return {(table.text["cell"][row], title) for row, title in table.bold}
 
 
@@ -161,9 +149,7 @@ def test_a_lone_cell_is_not_best_nor_are_equal_ones():
 
 
 def test_a_cell_without_scores_is_empty_not_nan(played):
-    _, episodes, _ = played
-    failed = episodes.assign(status="error", score=math.nan)
-    text = tables.table_two(metrics.cell_table(failed, 20), failed, 20).text
+    text = table_two(played[0].assign(status="error", score=math.nan)).text
     own = text[text["cell"] != "paper"]
     assert set(own["unscored"]) == {"4"} and set(own["score %"]) == set(own["total tokens"]) == {""}
     assert not text.map(lambda value: "nan" in value).any(axis=None)
@@ -172,55 +158,46 @@ def test_a_cell_without_scores_is_empty_not_nan(played):
 # Table 1
 
 
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run with six pairs of the rule-based teacher, three of which were trained on."""
-    run = Run(tmp_path_factory.mktemp("trained"))
-    sides = {kind: [] for kind in KINDS}
+    """Three of six pairs of the rule-based teacher, and what a run holds of them."""
+    run, sides = Run(tmp_path_factory.mktemp("trained")), {kind: [] for kind in KINDS}
     for task in sample_split("train", 6, 0, scripted.CONFIG):
         for kind in KINDS:
             done = scripted.play(task, kind, scripted.texts_of("teacher", kind, task, 0), 6)
             traces.write_episode(run.traces(kind), done, "teacher")
-            sides[kind].append(done)
-    kept, _ = training_data.keep_pairs(*sides.values())
-    for kind, side in zip(KINDS, zip(*kept[:3], strict=True), strict=True):
-        training_data.write_rows(run.training(kind) / "traces.jsonl", [training_data.training_row(e) for e in side])
-    write_sealed(run.manifest, {"02_traces": {"parameters": {"base": "nano", "max_tokens": 4096}}})
+            sides[kind].append(traces.read_trace(traces.trace_path(run.traces(kind), task.task_id)))
+    kept, _ = keep_pairs(*sides.values())
+    facts = tables.training_facts(kept[:3], 6, len(kept), load_tokenizer("nano"))
+    metrics.write_csv(run.results / "training.csv", facts)
     return run, kept
 
 
 def test_table_one_is_about_the_traces_trained_on(trained):
     run, kept = trained
-    found = tables.training_traces(run, tables.run_tokenizer(run))
-    assert (found.played, found.kept) == (6, len(kept)) and len(found.facts) == 6
+    facts = tables.read_facts(run)
+    assert len(facts) == 6
     for kind, side in zip(KINDS, zip(*kept[:3], strict=True), strict=True):
-        own = found.facts[found.facts["runtime"] == kind]
-        assert list(own["task_id"]) == [episode.task.task_id for episode in side]
-        assert list(own["episode_tokens"]) == [e.prompt_tokens + e.completion_tokens for e in side]
-        assert list(own["turns"]) == [len(e.turns) for e in side] and list(own["score"]) == [e.score for e in side]
-        called = [sum(len(turn.observation.tool_calls) for turn in e.turns if turn.observation) for e in side]
+        own = facts[facts["runtime"] == kind]
+        assert list(own["task_id"]) == [trace.task_id for trace in side]
+        lengths = [len(render(training_row(t)["messages"], load_tokenizer("nano")).input_ids) for t in side]
+        assert list(own["trace_tokens"]) == lengths and list(own["score"]) == pytest.approx([t.score for t in side])
+        spent = [sum(turn.prompt_tokens + turn.completion_tokens for turn in t.turns) for t in side]
+        assert list(own["episode_tokens"]) == spent and list(own["turns"]) == [len(t.turns) for t in side]
+        called = [sum(len(turn.observation.tool_calls) for turn in t.turns if turn.observation) for t in side]
         assert list(own["tool_calls"]) == called
-        row = row_of(tables.table_one(found), **{"traces of": kind})
+        row = row_of(tables.table_one(facts), **{"traces of": kind})
         assert row["n"] == "3" and row["trace tokens"] == f"{own['trace_tokens'].mean():,.0f}"
         assert row["longest"] == f"{own['trace_tokens'].max():,}"
         assert row["pairs kept"] == f"{len(kept)} of 6 ({len(kept) / 6:.1%})"
-    paper = tables.table_one(found).text.iloc[3]
+    paper = tables.table_one(facts).text.iloc[3]
     assert paper[["traces of", "n", "trace tokens", "longest"]].tolist() == ["paper", "1,000", "10.7k", "16.2k"]
     assert (paper["tool calls"], paper["episode tokens"]) == ("", "55,516")
 
 
-def test_lengths_that_nobody_can_count_are_empty(trained):
-    run, _ = trained
-    text = tables.table_one(tables.training_traces(run)).text
-    assert text.loc[0, ["trace tokens", "longest", "pairs kept"]].tolist() == [""] * 3 and text["n"][0] == "3"
-
-
-def test_without_training_rows_there_is_no_table_one(tmp_path):
-    assert tables.training_traces(Run(tmp_path)) is None
-
-
-def test_the_tokenizer_is_that_of_the_run_or_none(tmp_path, trained):
-    assert tables.run_tokenizer(trained[0])("x") and tables.run_tokenizer(Run(tmp_path)) is None
-    write_sealed(tmp_path / "manifest.json", {"04_evaluate": {"parameters": {"base": str(tmp_path / "nowhere")}}})
-    assert tables.run_tokenizer(Run(tmp_path)) is None
+def test_facts_that_are_missing_or_others_are_told_apart(tmp_path):
+    run = Run(tmp_path)
+    assert tables.read_facts(run) is None
+    metrics.write_csv(run.results / "training.csv", pd.DataFrame({"runtime": ["persistent"]}))
+    with pytest.raises(CorruptFileError, match="run notebook 02 again"):
+        tables.read_facts(run)
