@@ -138,8 +138,10 @@ def read_runs(folders: list[str | Path]) -> tuple[pd.DataFrame, dict[str, dict]]
         paths[path.name] = path
         frames.append(_episodes(path).assign(run=path.name))
         file, remedy = Run(path).manifest, "leave this run out, or run its notebooks again"
-        check(file, remedy)
-        manifests[path.name] = read_json(file, remedy) if file.exists() else {}
+        manifests[path.name] = {}
+        if file.exists():
+            check(file, remedy)
+            manifests[path.name] = read_json(file, remedy)
     return pd.concat(frames, ignore_index=True), manifests
 
 

@@ -99,10 +99,8 @@ def statuses(run, cell="stateless_persistent_easy"):
 
 def test_unfinished_episodes_are_missing(run):
     cell = run.evaluations / "stateless_persistent_easy"
-    gone, stopped = sorted((cell / "knapsack").glob("*.trace.json"))[:2]
-    for path in (gone, traces.result_path(gone), traces.details_path(gone)):
-        path.unlink()
-    traces.details_path(stopped).unlink()  # the last file that a whole episode gets
+    stopped = [traces.task_id_of(path) for path in sorted((cell / "knapsack").glob("*.trace.json"))[:2]]
+    traces.discard_episodes(cell, stopped)  # as if stopped before the last file that a whole episode gets
     assert statuses(run) == ["completed"] * 2 + ["missing"] * 2
     for name in ("knapsack", "details"):
         shutil.rmtree(cell / name)
@@ -158,10 +156,9 @@ def test_a_damaged_file_is_named_and_never_counted_as_something_else(run, name, 
     with pytest.raises(CorruptFileError, match="run notebook 04 again") as error:
         metrics.read_cells(cell.parent)
     assert str(path) in str(error.value)
-    if name != "details":  # without those the episode is unfinished
-        path.unlink()
-        with pytest.raises(CorruptFileError, match=f"{path.name} is missing"):
-            metrics.read_cells(cell.parent)
+    path.unlink()
+    with pytest.raises(CorruptFileError, match=f"{path.name} is missing"):
+        metrics.read_cells(cell.parent)
 
 
 def test_bad_input_is_named(run, tmp_path):
