@@ -37,7 +37,7 @@ IN_README = {
     '"completed, score 0"': "what other harnesses write",
 }
 LIBRARY = {name for _, name, _ in pkgutil.iter_modules(analysis.__path__)}
-PLAIN = {"Markdown", "display", "map", "open_run", "parameters", "perf_counter", "record", "round", "show"}
+PLAIN = {"Markdown", "display", "globals", "map", "open_run", "parameters", "perf_counter", "record", "round", "show"}
 SUMS = {"groupby", "sum"}  # of counts: how many were scored, how many not
 
 
