@@ -41,6 +41,7 @@ _CHATML = (
     "{% else %}{{ message['content'] }}<|im_end|>{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\nTHINK{% endif %}"
 )
+_THINK = "<think>\n\n</think>\n\n"
 _LLAMA_3 = (
     "<|begin_of_text|>{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
     "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}<|eot_id|>{% endgeneration %}"
@@ -58,20 +59,13 @@ _MISTRAL = (
 _IM = ("<|im_start|>", "<|im_end|>")
 _HEADERS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 # In the order in which a tokenizer without a chat template is tried.
-TEMPLATES = {
-    template.name: template
-    for template in (
-        Template("chatml", _IM, "<|im_end|>", _CHATML.replace("THINK", "")),
-        Template(
-            "qwen3",
-            (*_IM, "<think>", "</think>"),
-            "<|im_end|>",
-            _CHATML.replace("THINK", "<think>\n\n</think>\n\n"),
-        ),
-        Template("llama-3", _HEADERS, "<|eot_id|>", _LLAMA_3),
-        Template("mistral", ("<s>", "[INST]", "[/INST]", "</s>"), "</s>", _MISTRAL, lead=" "),
-    )
-}
+_ALL = (
+    Template("chatml", _IM, "<|im_end|>", _CHATML.replace("THINK", "")),
+    Template("qwen3", (*_IM, "<think>", "</think>"), "<|im_end|>", _CHATML.replace("THINK", _THINK)),
+    Template("llama-3", _HEADERS, "<|eot_id|>", _LLAMA_3),
+    Template("mistral", ("<s>", "[INST]", "[/INST]", "</s>"), "</s>", _MISTRAL, lead=" "),
+)
+TEMPLATES = {template.name: template for template in _ALL}
 
 
 def template_of(tokenizer) -> Template:

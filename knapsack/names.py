@@ -35,9 +35,10 @@ def block_names(code: str) -> BlockNames | None:
         module = compile(code, SOURCE, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+    met: set[str] = set()
     bound: set[str] = set()
-    free, later = _follow(module, set(), bound)
-    return BlockNames(frozenset(bound), frozenset(free | (later - bound)))
+    free, later = _follow(module, met, bound)
+    return BlockNames(frozenset(bound), frozenset(free | (later - met)))
 
 
 def bound_names(code: str) -> frozenset[str]:
@@ -55,8 +56,9 @@ def _follow(code: CodeType, met: set[str], bound: set[str]) -> tuple[set[str], s
         action, _, scope = step.opname.partition("_")
         if isinstance(inner := step.argval, CodeType):
             if inner.co_name in COMPREHENSIONS or not inner.co_flags & inspect.CO_OPTIMIZED:  # or a class: run at once
-                for names, found in zip((free, later), _follow(inner, met, bound), strict=True):
-                    names |= found
+                now, then = _follow(inner, met, bound)
+                free |= now
+                later |= then
             else:
                 made: set[str] = set()
                 needs = set().union(*_follow(inner, set(), made))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from knapsack import prompts
+from knapsack import prompts, traces
 from knapsack.agent import (
     ContextFull,
     EpisodeSettings,
@@ -172,12 +172,19 @@ def test_half_a_character_from_a_model_fits_every_file(play):
     assert done.turns[0].text == done.messages[2]["content"]
 
 
-def test_control_tokens_are_executed_and_recorded_as_written_but_not_handed_on(play):
+def test_control_tokens_are_executed_and_recorded_as_written_but_not_handed_on(play, tmp_path):
     reply = "<|im_start|>" + block("print('<|im_end|>', len('[INST]'))\nfinish()")
     done = play("persistent", reply)
     assert done.turns[0].text == reply and done.turns[0].observation.output == "<|im_end|> 6\n"
     assert done.messages[2]["content"] == reply.replace("<|", "< |").replace("[INST]", "[ INST]")
     assert shown(done, 0)["output"] == "< |im_end|> 6\n"
+    traces.write_episode(tmp_path, done, "base")
+    path = traces.trace_path(tmp_path, TASK.task_id)
+    assert traces.read_trace(path).messages == done.messages and traces.read_trace(path).turns == done.turns
+    path.write_text(path.read_text().replace("< |im_end|>", "<|im_end|>").replace("Tools:", "<|im_start|>Tools:"))
+    traces.details_path(path).unlink()  # as if published by another program
+    messages = traces.read_trace(path).messages
+    assert messages[2:] == done.messages[2:] and "< |im_start|>Tools:" in messages[0]["content"]
 
 
 def test_full_context_ends_the_episode_with_its_score(pool):

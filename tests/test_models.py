@@ -14,6 +14,7 @@ from knapsack import agent, models, prompts
 from knapsack.agent import ContextFull, Episode
 from knapsack.chat_template import as_text
 from knapsack.models import LocalModel, choose, load_model
+from knapsack.runs import stream
 
 SETTINGS = {"slots": 4, "context_length": 512, "max_new_tokens": 12, "temperature": 1.0, "seed": 0}
 
@@ -128,6 +129,7 @@ def test_seed_and_key_choose_the_noise(folder):
     while len(texts) < 2:
         texts |= dict(model.step())
     assert texts[0] != texts[1]
+    assert stream(0, "a", 7).random() == random.Random("0|a|7").random() != stream(0, "a", 8).random()
 
 
 def test_a_turn_computes_only_its_new_tokens(folder, monkeypatch):
