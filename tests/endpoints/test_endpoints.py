@@ -30,7 +30,7 @@ from scripted import CONFIG, block, persistent_texts
 
 from knapsack import agent, traces
 from knapsack.agent import ContextFull, Reply
-from knapsack.analysis import metrics
+from knapsack.analysis import estimates, metrics
 from knapsack.endpoints import chat_api
 from knapsack.endpoints.chat_api import without_control_tokens
 from knapsack.endpoints.client import PROBE, PROBE_TOKENS, Client, SpendingCapReached, ask_once
@@ -604,7 +604,7 @@ def test_a_server_that_dies_scores_nothing_and_the_resumed_run_ends_like_an_undi
         kept = episodes(run)
         finished = [name for name in kept if name.endswith(".trace.json")]
         assert 3 <= len(finished) < 6
-        _, cells = metrics.write_results(run)
+        cells = estimates.cells_table(metrics.write_results(run)[0])
         assert list(cells["runtime"]) == list(KINDS) and list(cells["unscored"]) == [0, 6 - len(finished)]
         assert list(cells["n"]) == [3, len(finished) - 3]
 
