@@ -266,8 +266,7 @@ if more_runs:
 # would gain alike, and D would be 0.
 
 # %%
-numbers = claims.Numbers(found, tests, equal)
-table = claims.claims_table(numbers, metrics.call_caps(folder, episodes))
+table = claims.claims_table(found, tests, equal, metrics.call_caps(folder, episodes))
 display(Markdown(claims.summary(table)))
 show("claims", claims.claims_shown(table), table)
 

@@ -16,7 +16,7 @@ from replay import differences, replay
 
 from knapsack import tasks, traces, training_data
 from knapsack.agent import ContextFull, EpisodeSettings, Reply, episode, run_alone
-from knapsack.analysis import metrics
+from knapsack.analysis import estimates, metrics
 from knapsack.runs import CorruptFileError, Run, read_json, write_json
 from knapsack.runtime import RUNTIME_KINDS
 from knapsack.tasks import Task, preset, sample_task, write_tasks
@@ -65,7 +65,7 @@ def test_the_recorded_code_of_the_examples_gives_the_recorded_scores():
 @published
 def test_the_metrics_of_the_examples_are_those_of_the_raw_files():
     episodes, turns = metrics.read_cells(EXAMPLES)
-    cells = metrics.cell_table(episodes, 100).set_index(["model", "runtime", "split"])
+    cells = estimates.cells_table(episodes).set_index(["model", "runtime", "split"])
     assert list(cells.index) == [("persistent", "persistent", "easy"), ("stateless", "stateless", "easy")]
     budgets = [read_json(path)["public"]["inspect_budget"] for path in sorted(EXAMPLES.glob("easy/tasks/*/*[01].json"))]
     for (model, runtime, split), cell in cells.iterrows():
@@ -287,7 +287,7 @@ def test_a_dead_server_is_unscored_and_a_failing_model_is_not(download, turns, e
     write_json(path, trace | {"events": kept, "summary": trace["summary"] | summary})
     write_json(traces.result_path(path), result | {"result": result["result"] | {"score": 0.0, "is_solved": False}})
     episodes, _ = metrics.read_cells(download)
-    cell = metrics.cell_table(episodes, 50).set_index("model").loc["qwen3-8b"]
+    cell = estimates.cells_table(episodes).set_index("model").loc["qwen3-8b"]
     row = episodes[episodes["model"] == "qwen3-8b"].set_index("task_id").loc[traces.read_trace(path).task_id]
     assert row["status"] == status and (cell["n"], cell["unscored"]) == ((3, 0) if status == "completed" else (2, 1))
     assert row["score"] == 0 if status == "completed" else np.isnan(row["score"])

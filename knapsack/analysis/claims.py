@@ -20,8 +20,7 @@ does not tell whether its evaluation had one (its configurations got their 25 la
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -41,39 +40,77 @@ COLUMNS = ["claim", "version", "split", "unit", "paper", "n", "estimate", "low",
 UNITS = {"points": (100, 1, " points"), "share": (100, 0, " %"), "ratio": (1, 2, " ×"), "D": (1, 2, "")}  # how to show
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """What claims are judged by: the tables of estimates, of tests and of equivalence, all of the same episodes."""
-
-    estimates: pd.DataFrame
-    tests: pd.DataFrame
-    equivalence: pd.DataFrame
+SAID = {"same": "not significant", "below": "< 8 points, none solved"}  # by rule, how the paper puts it in words
 
 
-Judged = tuple[Estimate, str, str]  # estimate, verdict, reason
-
-
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """``paper``: its number, in the unit's own scale (shares from 0 to 1): one for all, or one by split, or by cap
-    where the text names the cap. ``said``: how the paper puts it, where that is not the number. Without ``cells`` the
-    claim is about the training traces."""
+    where the text names the cap. ``rule`` is "above", "same", "below" or "more"; ``quantity``, ``first`` and
+    ``second`` say which estimates it is about."""
 
     text: str
     version: str
     unit: str
     paper: float | dict[str, float] | dict[int, float] | None
-    cells: tuple[tuple[str, str], ...]
-    judge: Callable[[Numbers, str, float | None], Judged]
-    said: str = ""
+    rule: str
+    quantity: str
+    first: tuple
+    second: tuple
 
     @property
     def by_cap(self) -> bool:
         return "{cap}" in self.text
 
+    @property
+    def cells(self) -> tuple:
+        """Those that have to be scored; none for a claim about the training traces."""
+        if self.quantity == "score interaction":
+            return PP, PS, SP, SS
+        return (self.first, self.second) if len(self.first) == 2 else ()
+
     def number(self, split: str, cap: int | None) -> float | None:
         """The paper's number for a split of a run with this cap, None where it gives none."""
         return self.paper.get(cap if self.by_cap else split) if isinstance(self.paper, dict) else self.paper
+
+
+P, S = KINDS[:1], KINDS[1:]
+CLAIMS = [
+    Claim(
+        "P→P and S→S: no significant difference in quality", "v1", "points", {"hard": 0.754 - 0.677},
+        "same", "score difference", PP, SS,
+    ),
+    Claim(
+        "P→P and P→S: no significant difference in quality", "v1", "points", None, "same", "score difference", PP, PS
+    ),
+    Claim(
+        "S→S and S→P: no significant difference in quality", "v1", "points", None, "same", "score difference", SS, SP
+    ),
+    Claim(
+        "P→S scores less than P→P (cap of {cap})", "v3", "points", {25: 0.66 - 0.07, 80: 0.77 - 0.61},
+        "above", "score difference", PP, PS,
+    ),
+    Claim(
+        "D = (P→P − P→S) − (S→P − S→S) is above 0 (cap of {cap})", "v3", "D", {25: 0.73, 80: 0.43},
+        "above", "score interaction", P, S,
+    ),
+    Claim("P→S: episodes miss a name, more than in P→P", "v1", "share", 0.80, "more", "missing_binding", PS, PP),
+    Claim(
+        "S→P spends more tokens than P→P (amnesia tax)", "v1", "ratio", 3.5, "above", "total_tokens ratio", SP, PP
+    ),
+    Claim(
+        "S→S spends more tokens than P→P", "v1", "ratio", {"easy": 58_814 / 19_648, "hard": 67_898 / 18_612},
+        "above", "total_tokens ratio", SS, PP,
+    ),
+    Claim("base: scores below 8 % in either runtime, solves none", "v1", "points", None, "below", "score", BP, BS),
+    Claim(
+        "Stateless training traces are longer than persistent ones", "v1", "ratio", 2.3, "above", "trace_tokens ratio",
+        S, P,
+    ),
+    Claim(
+        "Stateless training episodes spend more tokens", "v1", "ratio", 55_516 / 18_337,
+        "above", "episode_tokens ratio", S, P,
+    ),
+]  # fmt: skip
 
 
 # The rules
@@ -118,126 +155,66 @@ def size(verdict: str, low: float, high: float, paper: float | None) -> str:
     return SMALLER if high < paper else LARGER if low > paper else IN_SIZE
 
 
-# What each claim looks at
+# The table
 
 
-def _no_difference(first: tuple, second: tuple) -> Callable:
-    def judge(numbers: Numbers, split: str, paper: float | None) -> Judged:
-        def p_value(table: pd.DataFrame, name: str) -> float:
-            ends = ["→".join(first), "→".join(second)]
-            found = (table["split"] == split) & table["first"].isin(ends) & table["second"].isin(ends)
-            return table.loc[found, name].iloc[0]
+def claims_table(
+    estimates: pd.DataFrame, tests: pd.DataFrame, equivalence: pd.DataFrame, caps: dict[tuple, int]
+) -> pd.DataFrame:
+    """Every claim on every split, then those of the training traces: COLUMNS.
 
-        p_difference = p_value(numbers.tests[numbers.tests["quantity"] == "score"], "p_holm")
-        verdict = same(p_difference, p_value(numbers.equivalence, "p_equivalence"))
-        return look_up(numbers.estimates, "score difference", split, first, second), *verdict
-
-    return judge
-
-
-def _effect(quantity: str, first: tuple, second: tuple, none: float = 0) -> Callable:
-    def judge(numbers: Numbers, split: str, paper: float | None) -> Judged:
-        found = look_up(numbers.estimates, quantity, split, first, second)
-        return found, *direction(found.low, found.high, none, paper)
-
-    return judge
-
-
-def _missing(numbers: Numbers, split: str, paper: float | None) -> Judged:
-    away = look_up(numbers.estimates, "missing_binding", split, PS)
-    more = look_up(numbers.estimates, "missing_binding difference", split, PS, PP)
-    return away._replace(n=more.n), *direction(more.low, more.high, 0, paper, away[2:4])
-
-
-def _base(numbers: Numbers, split: str, paper: float | None) -> Judged:
-    """Of the runtime in which the base scores more."""
-    scores = [look_up(numbers.estimates, "score", split, cell) for cell in (BP, BS)]
-    solved = any(look_up(numbers.estimates, "solved", split, cell).value > 0 for cell in (BP, BS))
-    best = max(scores, key=lambda score: score.value)
-    return best._replace(n=min(score.n for score in scores)), *below(best.low, best.high, solved)
-
-
-CLAIMS = (
-    Claim(
-        "P→P and S→S: no significant difference in quality", "v1", "points", {"hard": 0.754 - 0.677}, (PP, SS),
-        _no_difference(PP, SS), "not significant",
-    ),
-    Claim(
-        "P→P and P→S: no significant difference in quality", "v1", "points", None, (PP, PS),
-        _no_difference(PP, PS), "not significant",
-    ),
-    Claim(
-        "S→S and S→P: no significant difference in quality", "v1", "points", None, (SS, SP),
-        _no_difference(SS, SP), "not significant",
-    ),
-    Claim(
-        "P→S scores less than P→P (cap of {cap})", "v3", "points", {25: 0.66 - 0.07, 80: 0.77 - 0.61}, (PP, PS),
-        _effect("score difference", PP, PS),
-    ),
-    Claim(
-        "D = (P→P − P→S) − (S→P − S→S) is above 0 (cap of {cap})", "v3", "D", {25: 0.73, 80: 0.43}, (PP, PS, SP, SS),
-        _effect("score interaction", KINDS[:1], KINDS[1:]),
-    ),
-    Claim("P→S: episodes miss a name, more than in P→P", "v1", "share", 0.80, (PP, PS), _missing),
-    Claim(
-        "S→P spends more tokens than P→P (amnesia tax)", "v1", "ratio", 3.5, (SP, PP),
-        _effect("total_tokens ratio", SP, PP, 1),
-    ),
-    Claim(
-        "S→S spends more tokens than P→P", "v1", "ratio", {"easy": 58_814 / 19_648, "hard": 67_898 / 18_612}, (SS, PP),
-        _effect("total_tokens ratio", SS, PP, 1),
-    ),
-    Claim(
-        "base: scores below 8 % in either runtime, solves none", "v1", "points", None, (BP, BS),
-        _base, "< 8 points, none solved",
-    ),
-    Claim(
-        "Stateless training traces are longer than persistent ones", "v1", "ratio", 2.3, (),
-        _effect("trace_tokens ratio", KINDS[1:], KINDS[:1], 1),
-    ),
-    Claim(
-        "Stateless training episodes spend more tokens", "v1", "ratio", 55_516 / 18_337, (),
-        _effect("episode_tokens ratio", KINDS[1:], KINDS[:1], 1),
-    ),
-)  # fmt: skip
-
-
-def claims_table(numbers: Numbers, caps: dict[tuple, int]) -> pd.DataFrame:
-    """Every claim on every split, then those of the training traces: COLUMNS. ``caps``: ``metrics.call_caps``.
-
-    In their unit's own scale are paper, estimate, low and high: "share" and "points" from 0 to 1, "ratio", "D".
+    From the tables of estimates, of tests and of equivalence of the same episodes, and ``metrics.call_caps``. In their
+    unit's own scale are paper, estimate, low and high: "share" and "points" from 0 to 1, "ratio", "D".
     """
     known = sorted(set(caps.values()))
     cap, shown = known[0] if len(known) == 1 else None, tables.listed([str(one) for one in known])
-    splits, rows = [split for split in dict.fromkeys(numbers.estimates["split"]) if split != TRAINING], []
+    splits, rows = [split for split in dict.fromkeys(estimates["split"]) if split != TRAINING], []
     for claim in CLAIMS:
         for split in splits if claim.cells else [TRAINING]:
             paper = claim.number(split, cap)
-            found, verdict, reason = _judged(claim, numbers, split, paper)
-            if found.n and claim.by_cap and paper is None:
+            found, verdict, reason = _judged(claim, split, paper, estimates, tests, equivalence)
+            absent = [cell for cell in claim.cells if not look_up(estimates, "score", split, cell).n]
+            if absent:
+                verdict, reason = NOT_TESTABLE, f"no scored episode of {tables.listed([cell_name(*c) for c in absent])}"
+                found = Estimate(0, math.nan, math.nan, math.nan)
+            elif found.n == 0 and not claim.cells:
+                verdict, reason = NOT_TESTABLE, "no training traces"
+            elif 0 < found.n < FEWEST:
+                verdict, reason = NOT_TESTABLE, f"fewer than {FEWEST} tasks"
+            elif claim.by_cap and paper is None:
                 verdict, reason = NOT_TESTABLE, f"the paper gives no number for a cap of {shown}"
-            told = "" if claim.said else size(verdict, found.low, found.high, paper)
+            told = "" if claim.rule in SAID else size(verdict, found.low, found.high, paper)
             row = [claim.text.format(cap=shown), claim.version, split, claim.unit, math.nan if paper is None else paper]
             rows.append([*row, *found[:4], verdict, told, reason])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _judged(claim: Claim, numbers: Numbers, split: str, paper: float | None) -> Judged:
-    absent = [cell for cell in claim.cells if not look_up(numbers.estimates, "score", split, cell).n]
-    if absent:
-        reason = f"no scored episode of {tables.listed([cell_name(*cell) for cell in absent])}"
-        return Estimate(0, math.nan, math.nan, math.nan), NOT_TESTABLE, reason
-    found, verdict, reason = claim.judge(numbers, split, paper)
-    if found.n == 0 and not claim.cells:
-        return found, NOT_TESTABLE, "no training traces"
-    if 0 < found.n < FEWEST:
-        return found, NOT_TESTABLE, f"fewer than {FEWEST} tasks"
-    return found, verdict, reason
+def _judged(
+    claim: Claim, split: str, paper: float | None, estimates: pd.DataFrame, tests: pd.DataFrame, equal: pd.DataFrame
+) -> tuple[Estimate, str, str]:
+    """Estimate, verdict and reason by the claim's rule."""
+    found = look_up(estimates, claim.quantity, split, claim.first, claim.second)
+    if claim.rule == "above":
+        return found, *direction(found.low, found.high, 1 if claim.unit == "ratio" else 0, paper)
+    if claim.rule == "same":
+        p_values = []
+        for table, name in ((tests[tests["quantity"] == "score"], "p_holm"), (equal, "p_equivalence")):
+            ends = ["→".join(claim.first), "→".join(claim.second)]
+            rows = (table["split"] == split) & table["first"].isin(ends) & table["second"].isin(ends)
+            p_values.append(table.loc[rows, name].max())
+        return found, *same(*p_values)
+    first, second = (look_up(estimates, claim.quantity, split, cell) for cell in (claim.first, claim.second))
+    if claim.rule == "more":  # by the difference; the share of the first is held against the paper's
+        more = look_up(estimates, f"{claim.quantity} difference", split, claim.first, claim.second)
+        return first._replace(n=more.n), *direction(more.low, more.high, 0, paper, first[2:4])
+    best = max(first, second, key=lambda score: score.value)
+    solved = any(look_up(estimates, "solved", split, cell).value > 0 for cell in (claim.first, claim.second))
+    return best._replace(n=min(first.n, second.n)), *below(best.low, best.high, solved)
 
 
 def claims_shown(table: pd.DataFrame) -> tables.Table:
     """``claims_table`` as text, the claim named once for all its splits."""
-    said = {claim.text: claim.said for claim in CLAIMS}
+    said = {claim.text: SAID.get(claim.rule, "") for claim in CLAIMS}
     rows, before = [], None
     for row in table.to_dict("records"):
         factor, digits, sign = UNITS[row["unit"]]

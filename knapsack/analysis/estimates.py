@@ -233,13 +233,14 @@ def wide(table: pd.DataFrame, quantities: Iterable[str], unscored: bool = False)
     return pd.DataFrame(list(rows.values()), columns=["split", "model", "runtime", "n", *ends])
 
 
-def cells_table(episodes: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """A row per cell, with CELL_COLUMNS, from ``estimates_table`` of the episodes.
+def cells_table(episodes: pd.DataFrame, table: pd.DataFrame | None = None) -> pd.DataFrame:
+    """A row per cell, with CELL_COLUMNS, from ``estimates_table`` of the episodes (made here if left out).
 
     score_low and score_high are the interval of score_mean; the rates are shares of EPISODES with at least one; all
     others are means. ``unscored`` counts the tasks without a completed episode (``traces.Trace`` says which): they are
     in no mean.
     """
+    table = estimates_table(episodes) if table is None else table
     cells = wide(table, (*MEANS, *SHARES, PER_1K), unscored=True)
     tasks = episodes.groupby(CELL).size().loc[pd.MultiIndex.from_frame(cells[CELL])]
     cells["unscored"] = tasks.to_numpy() - cells["n"]

@@ -220,10 +220,10 @@ def over_runs(values: Iterable[float], ratio: bool = False, most: float = math.i
 def contrasts(estimates: pd.DataFrame, pool: Pool) -> pd.DataFrame:
     """As text: a row per contrast and split, a column per run, then ``over_runs`` of the pooled ones if there are
     several."""
-    rows = []
+    rows, known = [], estimates.dropna(subset="value")
     for (quantity, first, second), title in CONTRASTS.items():
-        chosen = (estimates["first"] == "→".join(first)) & (estimates["second"] == "→".join(second))
-        for split, own in estimates[chosen & (estimates["quantity"] == quantity)].groupby("split", sort=False):
+        chosen = (known["first"] == "→".join(first)) & (known["second"] == "→".join(second))
+        for split, own in known[chosen & (known["quantity"] == quantity)].groupby("split", sort=False):
             ratio, own = quantity.startswith("total_tokens"), own.set_index("run")
             digits, row = 2 if ratio else 3, {"quantity": title, "split": split}
             for run in estimates["run"].unique():

@@ -21,8 +21,8 @@ from knapsack.training_data import PAPER_KEPT, PAPER_PAIRS, training_row
 
 FORMATS = ("md", "tex")
 WORDS = {  # titles of columns of words; all other columns hold numbers, and stand to the right
-    "run", "profile", "base", "commit", "traces of", "model", "runtime", "split", "cell", "cells", "train→runtime",
-    "quantity", "note", "claim", "paper", "here [95 %]", "verdict", "why",
+    "run", "pooled", "profile", "base", "commit", "traces of", "model", "runtime", "split", "cell", "cells",
+    "train→runtime", "quantity", "note", "claim", "paper", "here [95 %]", "verdict", "why",
 }  # fmt: skip
 REFERENCES = ("base", "teacher")  # models that no cell of the study competes with
 # What arXiv 2603.01209 reports, as it writes it; what it does not list is absent.

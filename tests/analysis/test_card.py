@@ -86,44 +86,17 @@ def test_a_rule_based_teacher_shows_its_style_in_either_runtime(tmp_path, style,
     assert verdict_in(card) == expected and "nan" not in card
 
 
-def test_the_cards_numbers_are_those_of_the_csv_files(run, tables):
-    with open(run.results / "episodes.csv") as file:
-        episodes = [row for row in csv.DictReader(file) if row["model"] == "persistent"]
+def test_the_cards_turns_are_those_of_the_csv_files(run, tables):
     with open(run.results / "turns.csv") as file:
         turns = [row for row in csv.DictReader(file) if row["model"] == "persistent"]
-    table = rows(card_of(*tables, "persistent"))
-    shown = {(row["split"], row["runtime"]): row for row in table if "split" in row}
+    shown = [row for row in rows(card_of(*tables, "persistent")) if "split" in row]
     assert len(shown) == 4
-    for (split, runtime), row in shown.items():
-        own = [e for e in episodes if (e["split"], e["runtime"]) == (split, runtime)]
-        later = [t for t in turns if (t["split"], t["runtime"]) == (split, runtime) and int(t["names_bound"])]
-        later = [t for t in later if t["names_needed"]]
-        assert row["n"] == str(len(own)) and row["unscored"] == "0" and row["later turns"] == str(len(later))
-        means = {"score %": ("score", 100, ".1f"), "solved %": ("solved", 100, ".1f"), "turns": ("turns", 1, ".1f")}
-        means["total tokens"] = ("total_tokens", 1, ",.0f")
-        for title, (name, scale, form) in means.items():
-            value = scale * sum(float(e[name]) for e in own) / len(own)
-            assert row[title].split(" [")[0] == format(value, form)
-        for title, name in (("misses a name %", "missing_bindings"), ("hits the cap %", "cap_hits")):
-            assert row[title].split(" [")[0] == f"{100 * sum(float(e[name]) > 0 for e in own) / len(own):.0f}"
+    for row in shown:
+        later = [t for t in turns if (t["split"], t["runtime"]) == (row["split"], row["runtime"])]
+        later = [t for t in later if int(t["names_bound"]) and t["names_needed"]]
         leaning = sum(int(t["names_needed"]) > 0 for t in later)
+        assert row["n"] == "3" and row["unscored"] == "0" and row["later turns"] == str(len(later))
         assert row["of them lean %"].split(" [")[0] == f"{100 * leaning / len(later):.0f}"
-
-
-def test_the_cards_first_uses_are_those_of_the_csv_files(run, tables):
-    with open(run.results / "turns.csv") as file:
-        turns = [row for row in csv.DictReader(file) if (row["model"], row["runtime"]) == ("persistent", "stateless")]
-    first = {}
-    for turn in turns:  # in the order of turns
-        if int(turn["names_bound"]) and (turn["names_needed"] or "0", turn["names_bound_again"] or "0") != ("0", "0"):
-            first.setdefault((turn["split"], turn["task_id"]), int(turn["names_needed"]) > 0)
-    leans = sum(first.values())
-    assert leans == 6 and tuple(first_uses(*tables, "persistent").loc["stateless"]) == (6, leans, len(first) - leans)
-
-
-def test_the_turns_read_back_give_the_same_card(run, tables):
-    turns = pd.read_csv(run.results / "turns.csv")
-    assert card_of(tables[0], turns, "persistent") == card_of(*tables, "persistent")
 
 
 def test_the_same_seed_gives_the_same_card_and_another_one_other_intervals(tables):

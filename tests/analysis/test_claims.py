@@ -36,10 +36,9 @@ def made(cells=CELLS, n=40, split="easy", solved=0):
 def judged(episodes, facts=None, margin=0.05, cap=25, n_resamples=100):
     bootstrap = Bootstrap(n_resamples)
     found = estimates_table(episodes, bootstrap, facts)
-    equal = statistics.equivalence_table(episodes, margin, bootstrap)
-    numbers = claims.Numbers(found, statistics.tests_table(episodes, found), equal)
+    tested = statistics.tests_table(episodes, found), statistics.equivalence_table(episodes, margin, bootstrap)
     caps = cap if isinstance(cap, dict) else {("persistent", "persistent", "easy"): cap}
-    return claims.claims_table(numbers, caps).set_index(["claim", "split"])
+    return claims.claims_table(found, *tested, caps).set_index(["claim", "split"])
 
 
 @functools.cache

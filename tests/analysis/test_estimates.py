@@ -181,10 +181,8 @@ def test_equal_things_have_equal_intervals_wherever_they_are_shown(tmp_path):
     found = estimates.estimates_table(episodes, bootstrap)
     cells = estimates.cells_table(episodes, found).set_index(["model", "runtime"])
     tests, shares = statistics.tests_table(episodes, found), statistics.shares_table(episodes, found)
-    judged = claims.claims_table(
-        claims.Numbers(found, tests, statistics.equivalence_table(episodes, bootstrap=bootstrap)),
-        metrics.call_caps(folder, episodes),
-    ).set_index("claim")
+    equal = statistics.equivalence_table(episodes, bootstrap=bootstrap)
+    judged = claims.claims_table(found, tests, equal, metrics.call_caps(folder, episodes)).set_index("claim")
     recovery = comparisons.recovery_table(episodes, seen, found, bootstrap).set_index(["model", "runtime"])
     text = card.model_card(episodes, turns, found, "persistent", bootstrap)
 

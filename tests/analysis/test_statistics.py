@@ -3,8 +3,6 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 from scripted import rows, study
 
@@ -47,16 +45,6 @@ def test_no_difference_and_no_pairs():
     assert math.isnan(p) and math.isnan(effect) and note == "no pairs"
     with pytest.raises(ValueError, match="pairs"):
         statistics.wilcoxon(same, same[:1])
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=1, max_size=30))
-def test_the_effect_is_bounded_and_antisymmetric(pairs):
-    first, second = np.array(pairs, float).T
-    p, effect, _ = statistics.wilcoxon(first, second)
-    assert -1 <= effect <= 1 and 0 < p <= 1
-    assert statistics.wilcoxon(second, first)[:2] == pytest.approx((p, -effect))
-    assert statistics.wilcoxon(10 * first, 10 * second)[:2] == pytest.approx((p, effect))
 
 
 def test_mcnemar_by_hand():
@@ -214,12 +202,6 @@ def test_sides_and_units_do_not_matter():
     percent = statistics.equivalence(100 * first, 100 * second, 5, FEW)
     for other in (swapped, percent):
         assert (other.p_difference, other.p_equivalence) == pytest.approx((found.p_difference, found.p_equivalence))
-
-
-def test_at_the_margin_itself_one_in_twenty_is_called_equivalent():
-    draws = np.random.default_rng(2).normal(0.05, 0.1, (400, 50))
-    wrong = sum(against_zero(d, n_resamples=2).p_equivalence < 0.05 for d in draws)
-    assert 0.05 * 400 == pytest.approx(wrong, abs=3 * math.sqrt(400 * 0.05 * 0.95))
 
 
 def test_samples_without_spread_get_a_sign_test(recwarn):
