@@ -362,13 +362,32 @@ def test_nothing_scored_is_said(drawn, tmp_path):
     assert [path.name for path in run.figures.iterdir()] == ["manifest.json"]
 
 
+def side_by_side(numbers, runs):
+    several = pd.concat([numbers.assign(run=run) for run in runs], ignore_index=True)
+    return SideBySide("", {}, several, [["x", "y"]], ["They differ."])
+
+
+@pytest.mark.parametrize("beside", [0, 6])
+def test_several_runs_show_the_means_of_each(drawn, beside, monkeypatch):
+    numbers, runs = estimates_table(drawn[2], BOOTSTRAP), ["x", "y", *(f"another-rank-{k}" for k in range(beside))]
+    values = side_by_side(numbers, runs).values
+    drawing, texts = rendered(lambda: quality.seeds(values, [["x", "y"]], [], BOOTSTRAP), monkeypatch)
+    assert list(drawing.data["run"].unique()) == runs and "teacher" not in set(drawing.data["model"])
+    means = drawn[2].groupby(CELL)[["score", "total_tokens"]].mean()
+    for row in drawing.data.to_dict("records"):
+        assert row["value"] == pytest.approx(means.loc[tuple(row[name] for name in CELL), row["quantity"]])
+    assert ("x, y" in texts) == bool(beside)  # a legend, where there is more than one group
+    assert "bootstrap seed 7" in drawing.caption and "n = 4 easy, 4 hard episodes a cell." in drawing.caption
+    with pytest.raises(style.NothingToShow, match="No run has a scored episode"):
+        quality.seeds(values.assign(n=0), [["x", "y"]], [], BOOTSTRAP)
+
+
 def test_a_figure_of_several_runs_is_not_said_to_be_of_one(drawn, tmp_path):
-    _, folder, episodes, turns, conduct, _ = drawn
-    both = pd.concat([estimates_table(episodes, BOOTSTRAP).assign(run=run) for run in ("x", "y")], ignore_index=True)
-    several = SideBySide("", {}, both, [["x", "y"]], ["They differ."])
-    entries = draw_all(Run(tmp_path / "x"), folder, episodes, turns, conduct, several)
+    several = side_by_side(estimates_table(drawn[2], BOOTSTRAP), ["x", "y"])
+    entries = draw_all(Run(tmp_path / "x"), *drawn[1:5], several)
     caption = entries["seeds"][1].data
     assert caption.startswith("Means of the runs x, y, from") and "They differ." in caption and "Run:" not in caption
+    assert entries["cost_quality"][1].data.endswith("Downloaded traces: evaluations.")
 
 
 def test_publish_leaves_exactly_the_runs_figures(drawn, tmp_path):
