@@ -165,10 +165,12 @@ def run_tokenizer(run: Run):
     rows = run.read_manifest()
     bases = (rows.get(step, {}).get("parameters", {}).get("base") for step in ("02_traces", "04_evaluate"))
     base = next(filter(None, bases), None)
+    if base is None:
+        return None
     from knapsack.models import load_tokenizer  # takes seconds to import, and only this needs it
 
     try:
-        return load_tokenizer(base) if base else None
+        return load_tokenizer(base)
     except FileNotFoundError:
         return None
 
