@@ -162,7 +162,8 @@ def run_tokenizer(run: Run):
     """The tokenizer of the base that the run's manifest names; None if it names none, or it is not at hand."""
     rows = run.read_manifest()
     bases = (rows.get(step, {}).get("parameters", {}).get("base") for step in ("02_traces", "04_evaluate"))
-    if (base := next(filter(None, bases), None)) is None:
+    base = next(filter(None, bases), None)
+    if base is None:
         return None
     from knapsack.models import load_tokenizer  # takes seconds to import, and only this needs it
 
