@@ -13,18 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from knapsack import prompts, runtime
+from knapsack import prompts, runs, runtime
 from knapsack.agent import Episode, Turn
 from knapsack.names import bound_names
 from knapsack.prompts import Message
-from knapsack.runs import (
-    CorruptFileError,
-    Run,
-    as_json,
-    discard,
-    keep,
-    read_json,
-)
+from knapsack.runs import CorruptFileError, Run, read_json
 from knapsack.runtime import Observation
 
 SCHEMA = 1  # of the details
@@ -119,7 +112,7 @@ def discard_episodes(folder: str | Path, task_ids: Collection[str]) -> None:
     """Make episodes count as not done."""
     paths = [details_path(trace_path(folder, task_id)) for task_id in task_ids]
     if there := [path.name for path in paths if path.exists()]:
-        discard(paths[0].parent, there)
+        runs.discard(paths[0].parent, there)
 
 
 def write_episode(
@@ -138,9 +131,9 @@ def write_episode(
         for turn in episode.turns
     ]
     path = trace_path(folder, episode.task_id)
-    keep(path, as_json(_published_form(episode)))
-    keep(result_path(path), as_json(ended))
-    keep(details_path(path), as_json(own))
+    contents = {path: _published_form(episode), result_path(path): ended, details_path(path): own}
+    for file, content in contents.items():
+        runs.keep(file, runs.as_json(content))
 
 
 def _published_form(episode: Episode) -> dict:
