@@ -258,14 +258,24 @@ def write_json(path: str | Path, value: object) -> None:
     write_text(path, as_json(value))
 
 
+@contextmanager
+def parsing(source: object, what: str, remedy: str) -> Iterator[None]:
+    """Whatever reading parsed text stumbles over becomes a CorruptFileError: ``source`` is not ``what``, or lacks a
+    field, and ``remedy``."""
+    try:
+        yield
+    except KeyError as problem:
+        raise CorruptFileError(f"{source} lacks the field {problem}; {remedy}") from problem
+    except (TypeError, ValueError, AttributeError, ArithmeticError, IndexError, RecursionError) as problem:
+        raise CorruptFileError(f"{source} is not {what} ({type(problem).__name__}: {problem}); {remedy}") from problem
+
+
 def read_json(path: str | Path, remedy: str = "delete it and run again") -> dict:
     """Read a JSON object. Raises CorruptFileError naming the file, what is wrong with it and the remedy."""
     if not Path(path).is_file():
         raise CorruptFileError(f"{path} is missing; {remedy}")
-    try:
+    with parsing(path, "valid JSON", remedy):  # nor bytes that are no text, endless digits, deep nesting
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # also bytes that are no text, endless digits, deep nesting
-        raise CorruptFileError(f"{path} is not valid JSON ({error}); {remedy}") from error
     if not isinstance(value, dict):
         raise CorruptFileError(f"{path} holds a {type(value).__name__}, not a JSON object; {remedy}")
     return value
@@ -372,17 +382,15 @@ def writing(folder: str | Path, patience: float = 15.0) -> Iterator[None]:
     lock = FileLock(folder / ".writing.lock", timeout=patience)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        held = lock.acquire()
     except Timeout as error:
         problem = f"another process is writing to {folder}: wait for it, or choose another run folder"
         raise FolderInUseError(problem) from error
     except OSError as error:
         raise unwritable(folder, error) from error
-    try:
+    with held:
         for leftover in folder.rglob(".*.tmp"):
             if leftover.is_file():
                 leftover.unlink(missing_ok=True)
         heal(folder)
         yield
-    finally:
-        lock.release()

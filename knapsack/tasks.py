@@ -16,7 +16,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from knapsack.runs import CorruptFileError, as_json, bounded, check, keep, read_json, writing
+from knapsack.runs import CorruptFileError, as_json, bounded, check, keep, parsing, read_json, writing
 
 ATTEMPTS = 200  # rejection sampling: attempt k uses seed + k * ATTEMPT_STRIDE
 ATTEMPT_STRIDE = 1_000_003
@@ -147,7 +147,7 @@ class Task:
         The optimum is computed again; a file whose stated optimum differs is refused.
         """
         remedy = "make or download it anew"
-        try:
+        with parsing(source, "a task file", remedy):
             public, private, reference = data["public"], data["private"]["items"], data["reference"]
             items = {
                 i: Item(int(private[i]["weight"]), int(private[i]["value"]), str(private[i]["class"]))
@@ -174,10 +174,6 @@ class Task:
             sums = (sum(item.value for item in stated), sum(item.weight for item in stated))
             if not stated or sums != (task.optimal_value, task.optimal_weight):
                 raise ValueError("reference: optimal_item_ids do not add up to optimal_value and optimal_weight")
-        except KeyError as error:
-            raise CorruptFileError(f"{source} lacks the field {error}; {remedy}") from error
-        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise CorruptFileError(f"{source} is not a task file ({error}); {remedy}") from error
         value = sum(items[i].value for i in optimum(items, allowed, task.capacity))
         if value != task.optimal_value:
             problem = f"reference.optimal_value is {task.optimal_value}, but the optimum is {value}"
