@@ -17,12 +17,7 @@ class KnapsackEnvironment:
 
     @property
     def tools(self) -> dict[str, Callable]:
-        return {
-            "list_items": self.list_items,
-            "inspect": self.inspect,
-            "take_item": self.take_item,
-            "finish": self.finish,
-        }
+        return {tool.__name__: tool for tool in (self.list_items, self.inspect, self.take_item, self.finish)}
 
     def list_items(self) -> str:
         """All item ids, as a sorted JSON list."""

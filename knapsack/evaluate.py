@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,21 +20,9 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 from tqdm import tqdm
 
-from knapsack import agent, prompts, traces
+from knapsack import agent, prompts, runs, traces
 from knapsack.prompts import Detail
-from knapsack.runs import (
-    Run,
-    as_json,
-    bounded,
-    check,
-    content_digest,
-    digest,
-    find_base,
-    keep,
-    read_json,
-    write_text,
-    writing,
-)
+from knapsack.runs import Run, bounded, content_digest, find_base, writing
 from knapsack.runtime import Engine, Kind, interpreter_pool
 from knapsack.tasks import Task, read_tasks
 from knapsack.teacher import RuleTeacher
@@ -76,14 +64,14 @@ class _Job:
 
     cell: Cell
     folder: Path
-    adapter: Path | None
     tasks: list[Task]
+    made_with: dict[str, str]  # per task id: digest of all that determines the episode
     settings: Settings
     device: str
-    made_with: dict[str, str]  # per task id: digest of all that determines the episode
-    endpoint: "Endpoint | None" = None
-    key: str | None = field(default=None, repr=False)
-    max_total_tokens: int = 0
+    max_total_tokens: int
+    adapter: Path | None
+    endpoint: "Endpoint | None"
+    key: str | None = field(repr=False)
 
     @property
     def sampling(self) -> dict:
@@ -137,14 +125,14 @@ def evaluate(
         raise ValueError(f"processes = {processes}: needs at least 1")
     tasks = {split: read_tasks(run.tasks(split), counts[split]) for split in {cell.split for cell in cells}}
     players = {cell.model for cell in cells}
-    asked, keys = _places(run, players, endpoints or {})
+    asked = _places(run, players, endpoints or {})
     adapters = {model: run.adapter(model) for model in sorted(players - {"base", "teacher", *asked})}
     if adapters:
         from knapsack.models import find_adapter
 
         for folder in adapters.values():
             find_adapter(folder)
-            check(folder, "run notebook 03 again")
+            runs.check(folder, "run notebook 03 again")
     base_digest = content_digest(find_base(settings.base)) if players - asked.keys() else None
     digests = {model: content_digest(folder) for model, folder in adapters.items()}
     with ExitStack() as held:
@@ -154,22 +142,23 @@ def evaluate(
         for cell in cells:
             folder = cell.folder(run)
             parameters = asdict(settings) | {"base_digest": base_digest, "adapter_digest": digests.get(cell.model)}
-            if endpoint := asked.get(cell.model):  # whose replies depend on no weights and no batch of ours
+            adapter, (endpoint, key) = adapters.get(cell.model), asked.get(cell.model, (None, None))
+            if endpoint:  # whose replies depend on no weights and no batch of ours
                 place = {"endpoint": endpoint.identity}
                 parameters = place | parameters | {"base": None, "base_digest": None, "slots": None}
             record = records[folder] = _record(folder, cell.runtime, parameters, tasks[cell.split])
             facts, made_with, waiting = [cell.model, cell.runtime, parameters], {}, []
             for task in tasks[cell.split]:
                 text = json.dumps([*facts, record["tasks"][task.task_id]], sort_keys=True)
-                made_with[task.task_id] = digest(text)
+                made_with[task.task_id] = runs.digest(text)
                 if not traces.episode_done(folder, task.task_id, made_with[task.task_id]):
                     waiting.append(task)
             if waiting:
-                source = (adapters.get(cell.model), waiting, settings, device, made_with)
-                jobs.append(_Job(cell, folder, *source, endpoint, keys.get(cell.model), max_total_tokens))
+                shared = (settings, device, max_total_tokens)
+                jobs.append(_Job(cell, folder, waiting, made_with, *shared, adapter, endpoint, key))
         _ask_first(jobs)
         for folder, record in records.items():  # only now that nothing was refused
-            keep(folder / "settings.json", as_json(record))
+            runs.keep(folder / "settings.json", runs.as_json(record))
         for job in jobs:
             traces.discard_episodes(job.folder, [task.task_id for task in job.tasks])
         total = sum(len(tasks[cell.split]) for cell in cells)
@@ -180,18 +169,17 @@ def evaluate(
                 _play_all(sorted(jobs, key=lambda job: -job.size), processes, bar)
 
 
-def _places(run: Run, models: set[str], endpoints: "dict[str, Endpoint]") -> "tuple[dict[str, Endpoint], dict]":
+def _places(run: Run, models: set[str], endpoints: "dict[str, Endpoint]") -> "dict[str, tuple[Endpoint, str | None]]":
     """The endpoints of ``models`` and their keys, by name; of an adapter of this run that a server serves, with it."""
-    asked = {name: endpoint for name, endpoint in endpoints.items() if name in models}
-    if not asked:
-        return {}, {}
-    from knapsack.endpoints.endpoint import read_key
+    asked = {}
+    for name in (name for name in endpoints if name in models):
+        from knapsack.endpoints.endpoint import read_key
 
-    keys = {name: read_key(endpoint) for name, endpoint in asked.items()}
-    for name, endpoint in asked.items():
+        endpoint, key = endpoints[name], read_key(endpoints[name])
         if (run.adapter(name) / "adapter_config.json").exists():
-            asked[name] = endpoint.model_copy(update={"weights": content_digest(run.adapter(name))})
-    return asked, keys
+            endpoint = endpoint.model_copy(update={"weights": content_digest(run.adapter(name))})
+        asked[name] = endpoint, key
+    return asked
 
 
 def _ask_first(jobs: list[_Job]) -> None:
@@ -214,9 +202,9 @@ def _record(folder: Path, kind: Kind, parameters: dict, tasks: list[Task]) -> di
     digests, before, path = {}, {}, folder / "settings.json"
     for task in tasks:  # with its prompt, so that episodes under an older wording are not mixed with new ones
         text = json.dumps([task.to_json(), prompts.opening(task, kind, *limits)], sort_keys=True)
-        digests[task.task_id] = digest(text)[:16]
+        digests[task.task_id] = runs.digest(text)[:16]
     if path.exists():
-        before = read_json(path, REMEDY)
+        before = runs.read_json(path, REMEDY)
     elif any(folder.glob("knapsack/*.json")) and not any(folder.glob("details/*.json")):
         raise ValueError(f"{folder} holds episodes but no settings.json that says how they were made: {REMEDY}")
     for name, value in parameters.items() if before else ():
@@ -271,33 +259,34 @@ def _play(job: _Job, stop: Path) -> None:
         if stop.exists():
             raise EvaluationError(stop.read_text() or f"{job.cell.name} was stopped")
 
-    def episode(task: Task, key: str) -> Generator:
-        """The episode, which is written as it ends; an error says where it was and stops all others."""
-        began = time.monotonic()
+    @contextmanager
+    def at(place: str) -> Iterator[None]:
+        """Any error in here says where it was and stops all workers."""
         try:
+            yield
+        except EvaluationError:
+            raise
+        except Exception as error:
+            problem = f"{place}: {type(error).__name__}: {error}"
+            runs.write_text(stop, problem)
+            raise EvaluationError(problem) from error
+
+    def episode(task: Task, key: str) -> Generator:
+        """The episode, which is written as it ends."""
+        began = time.monotonic()
+        with at(key):
             check()
             done = yield from agent.episode(task, job.cell.runtime, limits, pool)
             seconds = time.monotonic() - began
             traces.write_episode(job.folder, done, job.cell.model, seconds, job.made_with[task.task_id])
             return done
-        except EvaluationError:
-            raise
-        except Exception as error:
-            problem = f"{key}: {type(error).__name__}: {error}"
-            write_text(stop, problem)
-            raise EvaluationError(problem) from error
 
     settings = job.settings
     limits = agent.EpisodeSettings(settings.max_turns, settings.max_tool_calls, settings.prompt_detail)
     player = _play_endpoint if job.endpoint else _play_teacher if job.cell.model == "teacher" else _play_model
     keys = [f"{job.cell.name}/{task.task_id}" for task in job.tasks]  # on which the draws of a local model depend
-    try:
-        with interpreter_pool(settings.slots, engine=settings.engine) as pool:
-            player(job, ((key, episode(task, key)) for key, task in zip(keys, job.tasks, strict=True)), check)
-    except EvaluationError:
-        raise
-    except Exception as error:
-        raise EvaluationError(f"{job.cell.name}: {type(error).__name__}: {error}") from error
+    with at(job.cell.name), interpreter_pool(settings.slots, engine=settings.engine) as pool:
+        player(job, ((key, episode(task, key)) for key, task in zip(keys, job.tasks, strict=True)), check)
 
 
 def _play_teacher(job: _Job, plays: Iterator[tuple[str, Generator]], check: Callable[[], None]) -> None:

@@ -347,16 +347,7 @@ def _curve(history: list[dict], prefix: str) -> list[dict]:
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What a training was and cost.
-
-    ``losses``: {"step", "loss", "accuracy"} per logging interval, means over its steps (accuracy is None where the
-    back end does not tell it); ``validation``: the same on the held-out rows, from step 0 on, means over their
-    batches. ``tokens``, ``labelled_tokens``: one pass over the training rows. ``seconds`` (with validation and
-    checkpoints), ``trained_tokens`` (without padding) and ``tokens_per_second`` are those of the last session, which
-    began at step ``resumed_from``. ``peak_memory``: bytes of the process so far, or allocated on the GPU.
-    ``adapter_bytes``: size of adapter_model.safetensors. ``four_bit_layers``: adapted layers that were found to be
-    4-bit NF4 with double quantisation, all or none.
-    """
+    """What a training was and cost; what is marked "last session" began at step ``resumed_from``."""
 
     base: str
     backend: str
@@ -364,20 +355,20 @@ class TrainingReport:
     recipe: dict
     rows: int
     validation_rows: int
-    tokens: int
+    tokens: int  # one pass over the training rows, as ``labelled_tokens``
     labelled_tokens: int
     steps: int
     resumed_from: int
-    trained_tokens: int
-    seconds: float
-    tokens_per_second: float
-    peak_memory: int
-    adapter_bytes: int
+    trained_tokens: int  # last session, without padding
+    seconds: float  # last session, with validation and checkpoints
+    tokens_per_second: float  # last session
+    peak_memory: int  # bytes of the process so far, or allocated on the GPU
+    adapter_bytes: int  # size of adapter_model.safetensors
     trained_parameters: int
     parameters: int
-    losses: list[dict]
-    validation: list[dict]
-    four_bit_layers: int = 0
+    losses: list[dict]  # {"step", "loss", "accuracy" or None}: means over the steps of a logging interval
+    validation: list[dict]  # the same on the held-out rows, from step 0 on: means over their batches
+    four_bit_layers: int = 0  # adapted layers that were found to be 4-bit NF4 with double quantisation, all or none
 
     def summary(self) -> dict[str, str]:
         """What a reader wants to know of it: a column of the table in notebook 03."""

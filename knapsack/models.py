@@ -137,16 +137,14 @@ class LocalModel:
     def _prefill(self, slot: int, start: int, tokens: list[int]) -> None:
         """Keys and values of ``tokens``, the first of them at position ``start``; padding is overwritten later."""
         for first in range(0, len(tokens), PREFILL_MOST):
-            self._prefill_part(slot, start + first, tokens[first : first + PREFILL_MOST])
-
-    def _prefill_part(self, slot: int, start: int, tokens: list[int]) -> None:
-        length = min(-(-len(tokens) // PREFILL_STEP) * PREFILL_STEP, self.context_length - start)
-        positions = torch.arange(start, start + length, device=self.model.device)
-        visible = torch.arange(start + length, device=self.model.device)[None, :] <= positions[:, None]
-        padded = torch.tensor([tokens + [0] * (length - len(tokens))], device=self.model.device)
-        self._cache.rows, self._cache.starts = [slot], [start]
-        where = {"position_ids": positions[None], "attention_mask": visible[None, None]}
-        self.model.base_model(input_ids=padded, past_key_values=self._cache, **where)
+            part, at = tokens[first : first + PREFILL_MOST], start + first
+            length = min(-(-len(part) // PREFILL_STEP) * PREFILL_STEP, self.context_length - at)
+            positions = torch.arange(at, at + length, device=self.model.device)
+            visible = torch.arange(at + length, device=self.model.device)[None, :] <= positions[:, None]
+            padded = torch.tensor([part + [0] * (length - len(part))], device=self.model.device)
+            self._cache.rows, self._cache.starts = [slot], [at]
+            where = {"position_ids": positions[None], "attention_mask": visible[None, None]}
+            self.model.base_model(input_ids=padded, past_key_values=self._cache, **where)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Reply]]:

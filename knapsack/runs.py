@@ -4,6 +4,7 @@ Writing is atomic; digests lie beside what was written, and who writes next remo
 was; one process writes into a folder at a time.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -44,25 +45,11 @@ class Run:
     def adapter(self, kind: str) -> Path:
         return self.training(kind) / "adapter"
 
-    @property
-    def evaluations(self) -> Path:
-        return self.folder / "evaluations"
-
-    @property
-    def results(self) -> Path:
-        return self.folder / "results"
-
-    @property
-    def figures(self) -> Path:
-        return self.results / "figures"
-
-    @property
-    def tables(self) -> Path:
-        return self.results / "tables"
-
-    @property
-    def manifest(self) -> Path:
-        return self.folder / "manifest.json"
+    evaluations = property(lambda self: self.folder / "evaluations")
+    results = property(lambda self: self.folder / "results")
+    figures = property(lambda self: self.results / "figures")
+    tables = property(lambda self: self.results / "tables")
+    manifest = property(lambda self: self.folder / "manifest.json")
 
     def parameters(self, step: str, namespace: dict) -> dict:
         """The parameters that notebook ``step`` declares, out of its ``namespace``. Raises ValueError, in one line, for
@@ -103,11 +90,11 @@ def open_run(folder: str | Path) -> Run:
     path = project_folder() / Path(folder).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, "read-only")
     except OSError as error:
-        problem = f"cannot make the run's folder ({error.strerror}); choose another run_folder"
+        problem = f"cannot write into the run's folder ({error.strerror}); choose another run_folder"
         raise OSError(error.errno, problem, str(path)) from error
-    if not os.access(path, os.W_OK):
-        raise PermissionError(f"the run's folder {path} is read-only; choose another run_folder")
     return Run(path)
 
 
@@ -161,17 +148,12 @@ def provenance() -> dict:
             return None  # not a git checkout: a downloaded archive runs as well
 
     changes = git("status", "--porcelain", "--untracked-files=no")
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
+    found = {name: next(metadata.Distribution.discover(name=name), None) for name in PACKAGES}
     return {
         "commit": git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {name: package and package.version for name, package in found.items()},
         "machine": {"system": platform.system(), "architecture": platform.machine(), "cores": os.cpu_count()},
     }
 
@@ -276,14 +258,24 @@ def write_json(path: str | Path, value: object) -> None:
     write_text(path, as_json(value))
 
 
+@contextmanager
+def parsing(source: object, what: str, remedy: str) -> Iterator[None]:
+    """Whatever reading parsed text stumbles over becomes a CorruptFileError: ``source`` is not ``what``, or lacks a
+    field, and ``remedy``."""
+    try:
+        yield
+    except KeyError as problem:
+        raise CorruptFileError(f"{source} lacks the field {problem}; {remedy}") from problem
+    except (TypeError, ValueError, AttributeError, ArithmeticError, IndexError, RecursionError) as problem:
+        raise CorruptFileError(f"{source} is not {what} ({type(problem).__name__}: {problem}); {remedy}") from problem
+
+
 def read_json(path: str | Path, remedy: str = "delete it and run again") -> dict:
     """Read a JSON object. Raises CorruptFileError naming the file, what is wrong with it and the remedy."""
     if not Path(path).is_file():
         raise CorruptFileError(f"{path} is missing; {remedy}")
-    try:
+    with parsing(path, "valid JSON", remedy):  # nor bytes that are no text, endless digits, deep nesting
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # also bytes that are no text, endless digits, deep nesting
-        raise CorruptFileError(f"{path} is not valid JSON ({error}); {remedy}") from error
     if not isinstance(value, dict):
         raise CorruptFileError(f"{path} holds a {type(value).__name__}, not a JSON object; {remedy}")
     return value
@@ -364,11 +356,10 @@ def discard(folder: str | Path, names: Collection[str]) -> None:
 def heal(folder: str | Path) -> None:
     """Name on stderr, and remove, every file below ``folder`` that is not as it was kept."""
     for sums in sorted(Path(folder).rglob(SUMS)):
-        wrong = {name: _wrong(sums.parent / name, known) for name, known in kept(sums.parent).items()}
-        damaged = [name for name, problem in wrong.items() if problem]
-        for name in damaged:
-            tell(f"{wrong[name]}; it is made again")
-        if damaged:
+        problems = {name: _wrong(sums.parent / name, known) for name, known in kept(sums.parent).items()}
+        if damaged := {name: problem for name, problem in problems.items() if problem}:
+            for problem in damaged.values():
+                tell(f"{problem}; it is made again")
             discard(sums.parent, damaged)
 
 
@@ -391,18 +382,15 @@ def writing(folder: str | Path, patience: float = 15.0) -> Iterator[None]:
     lock = FileLock(folder / ".writing.lock", timeout=patience)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        held = lock.acquire()
     except Timeout as error:
-        raise FolderInUseError(
-            f"another process is writing to {folder}: wait for it, or choose another run folder"
-        ) from error
+        problem = f"another process is writing to {folder}: wait for it, or choose another run folder"
+        raise FolderInUseError(problem) from error
     except OSError as error:
         raise unwritable(folder, error) from error
-    try:
+    with held:
         for leftover in folder.rglob(".*.tmp"):
             if leftover.is_file():
                 leftover.unlink(missing_ok=True)
         heal(folder)
         yield
-    finally:
-        lock.release()

@@ -10,13 +10,13 @@ import math
 import random
 import string
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from knapsack.runs import CorruptFileError, as_json, bounded, check, keep, read_json, writing
+from knapsack.runs import CorruptFileError, as_json, bounded, check, keep, parsing, read_json, writing
 
 ATTEMPTS = 200  # rejection sampling: attempt k uses seed + k * ATTEMPT_STRIDE
 ATTEMPT_STRIDE = 1_000_003
@@ -64,39 +64,22 @@ class KnapsackConfig:
         if self.id_pool is not None and self.id_pool < self.items[1]:
             raise ValueError(f"id_pool = {self.id_pool}: needs at least items[1] = {self.items[1]}")
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return tuple(string.ascii_uppercase[: self.classes])
 
-    @classmethod
-    def easy(cls) -> "KnapsackConfig":
-        """The paper's Easy split."""
-        return cls((25, 40), (5, 20), (10, 100), 15, 3, (0.35, 0.5))
-
-    @classmethod
-    def hard(cls) -> "KnapsackConfig":
-        """The paper's Hard split."""
-        return cls((80, 120), (5, 50), (10, 500), 26, 5, (0.4, 0.6))
-
-    @classmethod
-    def nano_easy(cls) -> "KnapsackConfig":
-        """Easy, with ids from a pool of 1,024 so that the scale model reads each id as one token."""
-        return cls((25, 40), (5, 20), (10, 100), 15, 3, (0.35, 0.5), id_pool=1024)
-
-    @classmethod
-    def nano_hard(cls) -> "KnapsackConfig":
-        """Hard's classes, weights, values and ratios on 40 to 50 items, which fits the scale model's context."""
-        return cls((40, 50), (5, 50), (10, 500), 26, 5, (0.4, 0.6), id_pool=1024)
-
-
-PRESETS = {name: getattr(KnapsackConfig, name) for name in ("easy", "hard", "nano_easy", "nano_hard")}
+EASY = KnapsackConfig((25, 40), (5, 20), (10, 100), 15, 3, (0.35, 0.5))  # the paper's splits
+HARD = KnapsackConfig((80, 120), (5, 50), (10, 500), 26, 5, (0.4, 0.6))
+PRESETS = {  # the scale model reads each id of the pool as one token, and 50 items fit its context
+    "easy": EASY,
+    "hard": HARD,
+    "nano_easy": replace(EASY, id_pool=1024),
+    "nano_hard": replace(HARD, id_pool=1024, items=(40, 50)),
+}
 
 
 def preset(name: str) -> KnapsackConfig:
     """The configuration of that name. Raises ValueError listing the names there are."""
     if name not in PRESETS:
         raise ValueError(f"task configuration {name!r}: needs one of {', '.join(PRESETS)}")
-    return PRESETS[name]()
+    return PRESETS[name]
 
 
 @dataclass(frozen=True)
@@ -163,7 +146,8 @@ class Task:
 
         The optimum is computed again; a file whose stated optimum differs is refused.
         """
-        try:
+        remedy = "make or download it anew"
+        with parsing(source, "a task file", remedy):
             public, private, reference = data["public"], data["private"]["items"], data["reference"]
             items = {
                 i: Item(int(private[i]["weight"]), int(private[i]["value"]), str(private[i]["class"]))
@@ -190,17 +174,10 @@ class Task:
             sums = (sum(item.value for item in stated), sum(item.weight for item in stated))
             if not stated or sums != (task.optimal_value, task.optimal_weight):
                 raise ValueError("reference: optimal_item_ids do not add up to optimal_value and optimal_weight")
-        except KeyError as error:
-            raise CorruptFileError(f"{source} lacks the field {error}; make or download it anew") from error
-        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise CorruptFileError(f"{source} is not a task file ({error}); make or download it anew") from error
-        best = optimum(items, allowed, task.capacity)
-        value = sum(items[i].value for i in best)
+        value = sum(items[i].value for i in optimum(items, allowed, task.capacity))
         if value != task.optimal_value:
-            raise CorruptFileError(
-                f"{source}: reference.optimal_value is {task.optimal_value}, but the optimum is {value}; "
-                "make or download it anew"
-            )
+            problem = f"reference.optimal_value is {task.optimal_value}, but the optimum is {value}"
+            raise CorruptFileError(f"{source}: {problem}; {remedy}")
         return task
 
 
@@ -255,7 +232,7 @@ def sample_task(seed: int, config: KnapsackConfig, task_id: str | None = None) -
     for attempt in range(ATTEMPTS):
         source = random.Random(seed + attempt * ATTEMPT_STRIDE)
         count = source.randint(*config.items)
-        names = config.class_names
+        names = tuple(string.ascii_uppercase[: config.classes])
         allowed = tuple(sorted(source.sample(names, config.allowed_classes)))
         items = {
             item_id: Item(
@@ -331,8 +308,6 @@ def read_tasks(root: str | Path, count: int | None = None) -> list[Task]:
     folder = Path(root) / "tasks" / "knapsack"
     check(folder, "run notebook 01 again")
     paths = sorted(folder.glob("knapsack-*.json"))
-    if not paths or (count is not None and len(paths) < count):
-        raise FileNotFoundError(
-            f"{folder} holds {len(paths)} tasks, {count if count is not None else 'some'} needed: run notebook 01 first"
-        )
+    if len(paths) < (count or 1):
+        raise FileNotFoundError(f"{folder} holds {len(paths)} tasks, {count or 'some'} needed: run notebook 01 first")
     return [Task.from_json(read_json(path, "make or download it anew"), str(path)) for path in paths[:count]]

@@ -12,13 +12,14 @@ import json
 import random
 import re
 from dataclasses import dataclass
+from textwrap import indent
 
 from knapsack.agent import Reply
 from knapsack.prompts import Message, render
 from knapsack.runtime import KINDS, Kind, undefined_name
 from knapsack.tasks import Task
 
-ORDERS = {"listed": "", "backwards": "[::-1]", "alternating": None}
+ORDERS = {"listed": "", "backwards": "[::-1]", "alternating": "\nids = ids[::2] + ids[1::2]"}  # of the ids, as code
 MISTYPED = {"look": ("look_more", "lok", "inspect_more"), "fill": ("fil", "fill_up", "take_more")}
 
 OPENING = (
@@ -99,8 +100,7 @@ class RuleTeacher:
     def __call__(self, messages: list[Message]) -> Reply:
         thought = self._read(messages[-1]["content"]) if self.turn else self._word(OPENING)
         code = self._write()
-        slipped = self.turn == self.plan.slip_turn and self.phase != "finish"
-        if slipped:
+        if self.turn == self.plan.slip_turn and self.phase != "finish":
             code = self._slip(code)
         self.turn += 1
         text = f"{thought}\n```python\n{code}```"
@@ -145,9 +145,6 @@ class RuleTeacher:
             return "finish()\n"
         return self._look() if self.phase == "look" else self._take()
 
-    def _batch(self) -> int:
-        return self.cap if self.plan.overreach and self.turn == 0 else self.plan.batch
-
     def _slip(self, code: str) -> str:
         """The same block with a natural mistake: a misremembered helper, or records not bound again."""
         if self.kind == "persistent":
@@ -156,8 +153,6 @@ class RuleTeacher:
         return "".join(line for line in code.splitlines(keepends=True) if not line.startswith("seen = "))
 
     def _ids(self) -> str:
-        if self.plan.order == "alternating":
-            return "ids = json.loads(list_items())\nids = ids[::2] + ids[1::2]\n"
         return f"ids = json.loads(list_items()){ORDERS[self.plan.order]}\n"
 
     def _look(self) -> str:
@@ -170,16 +165,17 @@ class RuleTeacher:
         )
         report = "print('inspected', len(seen), 'to go', min(budget, len(ids)) - len(seen))\n"
         constants = f"capacity = {self.task.capacity}\nbudget = {self.task.inspect_budget}\n"
+        batch = self.cap if self.plan.overreach and self.turn == 0 else self.plan.batch
         if self.kind == "persistent":
             if self.set_up:
-                return f"look({self._batch()})\n"
+                return f"look({batch})\n"
             self.set_up = True
-            body = _indent(loop.format(count="count") + report)
-            helper = f"def look(count):\n{body}look({self._batch()})\n"
+            body = indent(loop.format(count="count") + report, "    ")
+            helper = f"def look(count):\n{body}look({batch})\n"
             return f"import json\n{constants}{self._ids()}seen = {{}}\n{helper}"
         state = self.carried or f"{constants}seen = {{}}\n"
         prints = "print('capacity =', capacity)\nprint('budget =', budget)\nprint('seen =', seen)\n"
-        return f"import json\n{state}{self._ids()}{loop.format(count=self._batch())}{report}{prints}"
+        return f"import json\n{state}{self._ids()}{loop.format(count=batch)}{report}{prints}"
 
     def _take(self) -> str:
         loop = (
@@ -204,10 +200,6 @@ class RuleTeacher:
             if self.filling:
                 return call
             self.filling = True
-            return f"{fresh}def fill(count):\n    global left\n{_indent(loop + report)}{call}"
+            return f"{fresh}def fill(count):\n    global left\n{indent(loop + report, '    ')}{call}"
         state = self.carried if self.filling else self.carried + fresh
         return f"{state}count = {self.plan.tries}\n{loop}{report}if count == 0:\n    print('seen =', seen)\n"
-
-
-def _indent(lines: str) -> str:
-    return "".join(f"    {line}\n" for line in lines.splitlines())

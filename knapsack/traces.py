@@ -7,24 +7,16 @@ can be read as well.
 """
 
 import re
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from knapsack import prompts, runtime
+from knapsack import prompts, runs, runtime
 from knapsack.agent import Episode, Turn
 from knapsack.names import bound_names
 from knapsack.prompts import Message
-from knapsack.runs import (
-    CorruptFileError,
-    Run,
-    as_json,
-    discard,
-    keep,
-    read_json,
-)
+from knapsack.runs import CorruptFileError, Run, parsing, read_json
 from knapsack.runtime import Observation
 
 SCHEMA = 1  # of the details
@@ -119,7 +111,7 @@ def discard_episodes(folder: str | Path, task_ids: Collection[str]) -> None:
     """Make episodes count as not done."""
     paths = [details_path(trace_path(folder, task_id)) for task_id in task_ids]
     if there := [path.name for path in paths if path.exists()]:
-        discard(paths[0].parent, there)
+        runs.discard(paths[0].parent, there)
 
 
 def write_episode(
@@ -138,9 +130,9 @@ def write_episode(
         for turn in episode.turns
     ]
     path = trace_path(folder, episode.task_id)
-    keep(path, as_json(_published_form(episode)))
-    keep(result_path(path), as_json(ended))
-    keep(details_path(path), as_json(own))
+    contents = {path: _published_form(episode), result_path(path): ended, details_path(path): own}
+    for file, content in contents.items():
+        runs.keep(file, runs.as_json(content))
 
 
 def _published_form(episode: Episode) -> dict:
@@ -193,24 +185,13 @@ def read_trace(path: str | Path) -> Trace:
     result = read_json(result_path(path), remedy)
     cell = Cell.of(path.parent.parent.name)  # published folders say model, runtime and difficulty
     facts = own or (vars(cell) if cell else {})
-    with _of_the_format(path, remedy):
+    with parsing(path, "of the published format", remedy):
         played = _played(trace, own, facts.get("runtime"))
         silent = own is None and _unanswered(trace["events"])
-    with _of_the_format(result_path(path), remedy):
+    with parsing(result_path(path), "of the published format", remedy):
         ended = _ended(result, silent)
     known = {name: facts.get(name) for name in ("model", "taken", "inspect_budget")}
     return Trace(task_id=task_id_of(path), kind=facts.get("runtime"), **known, **played, **ended)
-
-
-@contextmanager
-def _of_the_format(file: Path, remedy: str) -> Iterator[None]:
-    """Whatever reading parsed JSON stumbles over becomes a CorruptFileError that names the file."""
-    try:
-        yield
-    except KeyError as problem:
-        raise CorruptFileError(f"{file} lacks the field {problem}; {remedy}") from problem
-    except (TypeError, ValueError, AttributeError, IndexError) as problem:
-        raise CorruptFileError(f"{file} is not of the published format ({problem}); {remedy}") from problem
 
 
 def _played(trace: dict, own: dict | None, kind: runtime.Kind | None) -> dict:

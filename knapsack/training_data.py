@@ -10,7 +10,7 @@ from pathlib import Path
 
 from knapsack import prompts
 from knapsack.agent import Episode
-from knapsack.runs import CorruptFileError, check, keep, writing
+from knapsack.runs import check, keep, parsing, writing
 from knapsack.runtime import KINDS
 from knapsack.traces import Trace
 
@@ -79,18 +79,15 @@ def read_rows(path: str | Path) -> list[dict]:
     """
     path, remedy = Path(path), "run notebook 02 again"
     check(path, remedy)
-    where, rows = str(path), []
-    try:
+    with parsing(path, "a file of training rows", remedy):
         *lines, rest = path.read_text(encoding="utf-8").split("\n")
         if rest or not lines:
             raise ValueError(f"it is empty or ends within line {len(lines) + 1}")
-        for number, line in enumerate(lines, start=1):
-            where = f"{path}, line {number}"
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        with parsing(f"{path}, line {number}", "a training row", remedy):
             rows.append(json.loads(line))
             roles = [message["role"] for message in rows[-1]["messages"] if isinstance(message["content"], str)]
             if roles != ["system", *["user", "assistant"] * max(1, len(roles) // 2)]:
                 raise ValueError(f"it has the roles {roles}")
-    except (ValueError, KeyError, TypeError) as problem:  # ValueError: also of bytes that are no text
-        said = f"{type(problem).__name__}: {problem}"
-        raise CorruptFileError(f"{where} cannot be read as training rows ({said}); {remedy}") from problem
     return rows

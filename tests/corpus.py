@@ -14,11 +14,11 @@ from places import EXAMPLES
 
 from knapsack import agent
 from knapsack.sandbox import InterpreterPool
-from knapsack.tasks import KnapsackConfig, Task, read_tasks, sample_task
+from knapsack.tasks import Task, preset, read_tasks, sample_task
 from knapsack.teacher import RuleTeacher
 
 HERE = Path(__file__).parent
-TASK = sample_task(7, KnapsackConfig.easy())  # what single blocks are run on
+TASK = sample_task(7, preset("easy"))  # what single blocks are run on
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def taught(pool: InterpreterPool, seeds: range = range(4)) -> list[Play]:
     """What the rule-based teacher writes on Easy tasks, in both styles."""
     plays = []
     for seed, kind in product(seeds, ("persistent", "stateless")):
-        task = sample_task(seed, KnapsackConfig.easy())
+        task = sample_task(seed, preset("easy"))
         play = agent.episode(task, kind, agent.EpisodeSettings(), pool)
         turns = agent.run_alone(play, RuleTeacher(task, kind, seed)).turns
         plays.append(Play(f"teacher: {kind} {seed}", task, kind, tuple(turn.code for turn in turns)))

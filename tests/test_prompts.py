@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from knapsack import prompts
 from knapsack.prompts import DETAILS, message, observation_message, opening, protocol_error_message
 from knapsack.runtime import KINDS, Observation
-from knapsack.tasks import KnapsackConfig, sample_task
+from knapsack.tasks import preset, sample_task
 
-TASK = sample_task(7, KnapsackConfig.easy())
+TASK = sample_task(7, preset("easy"))
 
 
 @pytest.mark.parametrize("detail", DETAILS)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from knapsack.environment import KnapsackEnvironment
 from knapsack.runtime import KINDS, InterpreterError, Runtime, interpreter_pool
-from knapsack.tasks import KnapsackConfig, sample_task
+from knapsack.tasks import preset, sample_task
 
 
 class Counter:
@@ -296,7 +296,7 @@ def test_stateless_episodes_share_one_worker():
 
 
 def test_runtime_of_its_own_plays_with_the_environment():
-    task = sample_task(7, KnapsackConfig.easy())
+    task = sample_task(7, preset("easy"))
     environment = KnapsackEnvironment(task)
     with Runtime("stateless", environment.tools, max_tool_calls=25) as runtime:
         assert runtime.run("import json\nprint(len(json.loads(list_items())))").output == f"{len(task.items)}\n"

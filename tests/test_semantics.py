@@ -16,7 +16,7 @@ from knapsack import prompts
 from knapsack.environment import KnapsackEnvironment
 from knapsack.runtime import KINDS, RUNTIME_KINDS, Runtime, interpreter_pool
 from knapsack.sandbox import InterpreterPool
-from knapsack.tasks import Item, KnapsackConfig, Task, sample_task
+from knapsack.tasks import Item, Task, preset, sample_task
 
 TASK = small_task()
 IDS = list(TASK.items)
@@ -220,7 +220,7 @@ def allowed(task: Task) -> int:
     return sum(item.item_class in task.allowed_classes for item in task.items.values())
 
 
-CONFIGS = st.sampled_from([CONFIG, KnapsackConfig.easy()])
+CONFIGS = st.sampled_from([CONFIG, preset("easy")])
 
 
 def test_score_is_that_of_a_recomputation(engine):

@@ -33,10 +33,10 @@ from knapsack.tasks import (
     write_tasks,
 )
 
-EASY = KnapsackConfig.easy()
+EASY = preset("easy")
 needs_examples = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the published example files are not at hand")
 
-SAMPLE = "[sample_task(seed, PRESETS[name]()).to_json() for name in sorted(PRESETS) for seed in (0, 7)]"
+SAMPLE = "[sample_task(seed, PRESETS[name]).to_json() for name in sorted(PRESETS) for seed in (0, 7)]"
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
@@ -71,7 +71,7 @@ def test_capacity_beyond_all_items_costs_nothing():
 @given(st.integers(0, 10**6), st.sampled_from(sorted(PRESETS)))
 @settings(max_examples=40, deadline=None)
 def test_every_instance_keeps_the_rules_of_sampling(seed, name):
-    config = PRESETS[name]()
+    config = PRESETS[name]
     task = sample_task(seed, config)
     allowed = [item for item in task.items.values() if item.item_class in task.allowed_classes]
     weight = sum(item.weight for item in allowed)
@@ -92,7 +92,7 @@ def test_every_instance_keeps_the_rules_of_sampling(seed, name):
 @given(st.integers(0, 10**6), st.sampled_from(sorted(PRESETS)))
 @settings(max_examples=20, deadline=None)
 def test_task_survives_its_file(seed, name):
-    task = sample_task(seed, PRESETS[name]())
+    task = sample_task(seed, PRESETS[name])
     assert Task.from_json(json.loads(json.dumps(task.to_json()))) == task
 
 

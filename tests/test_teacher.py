@@ -6,7 +6,7 @@ import pytest
 
 from knapsack.agent import EpisodeSettings, episode, run_alone
 from knapsack.runtime import KINDS, interpreter_pool
-from knapsack.tasks import KnapsackConfig, sample_task
+from knapsack.tasks import preset, sample_task
 from knapsack.teacher import RuleTeacher
 
 SEEDS = range(60)
@@ -16,7 +16,7 @@ COMPACT = EpisodeSettings(detail="compact")
 @pytest.fixture(scope="module")
 def played():
     """Episodes by runtime and seed; every second task is a hard one."""
-    configs = (KnapsackConfig.nano_easy(), KnapsackConfig.nano_hard())
+    configs = (preset("nano_easy"), preset("nano_hard"))
     with interpreter_pool(1) as pool:
         return {
             kind: [
@@ -68,7 +68,7 @@ def test_traces_vary_in_wording_order_and_batch_size(played):
 
 
 def test_same_seed_gives_the_same_words_and_another_seed_others():
-    task = sample_task(3, KnapsackConfig.nano_easy())
+    task = sample_task(3, preset("nano_easy"))
 
     def texts(seed):
         play = run_alone(episode(task, "stateless", COMPACT), RuleTeacher(task, "stateless", seed))
@@ -79,9 +79,9 @@ def test_same_seed_gives_the_same_words_and_another_seed_others():
 
 
 def test_the_teacher_does_not_see_what_is_hidden():
-    task = sample_task(3, KnapsackConfig.nano_easy())
+    task = sample_task(3, preset("nano_easy"))
     other = replace(
-        sample_task(4, KnapsackConfig.nano_easy()), capacity=task.capacity, inspect_budget=task.inspect_budget
+        sample_task(4, preset("nano_easy")), capacity=task.capacity, inspect_budget=task.inspect_budget
     )
     conversation = next(episode(task, "persistent", COMPACT))
     assert RuleTeacher(task, "persistent", 1)(conversation) == RuleTeacher(other, "persistent", 1)(conversation)
@@ -89,4 +89,4 @@ def test_the_teacher_does_not_see_what_is_hidden():
 
 def test_unknown_style_is_refused():
     with pytest.raises(ValueError, match="style 'amnesic'"):
-        RuleTeacher(sample_task(0, KnapsackConfig.nano_easy()), "amnesic", 0)
+        RuleTeacher(sample_task(0, preset("nano_easy")), "amnesic", 0)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from knapsack import prompts
 from knapsack.finetune import Recipe
-from knapsack.tasks import KnapsackConfig, sample_task
+from knapsack.tasks import preset, sample_task
 
 CODE = "```python\nimport json\nfor i in json.loads(list_items())[:8]:\n    print(i, inspect(i))\nfinish()\n```"
 
@@ -41,7 +41,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE of 400 tokens, trained on the compact prompts and one code block; any text round-trips."""
     texts = [CODE]
     for kind in ("persistent", "stateless"):
-        messages = prompts.opening(sample_task(1, KnapsackConfig.nano_easy()), kind, 25, "compact")
+        messages = prompts.opening(sample_task(1, preset("nano_easy")), kind, 25, "compact")
         texts += [message["content"] for message in messages]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -21,7 +21,7 @@ from knapsack.nano import curriculum
 from knapsack.nano import model as nano
 from knapsack.runs import provenance, read_json, write_json, write_text
 from knapsack.runtime import KINDS, interpreter_pool
-from knapsack.tasks import KnapsackConfig, sample_task
+from knapsack.tasks import preset, sample_task
 from knapsack.teacher import RuleTeacher
 
 Row = tuple[torch.Tensor, torch.Tensor]  # input_ids and labels, both int32 [length]
@@ -35,7 +35,7 @@ def vocabulary_texts(pool) -> Iterator[str]:
     for seed in range(10**6, 10**6 + 400):
         yield from (message["content"] for message in curriculum.toy_episode(seed, pool)[0])
     for seed in range(60):
-        task = sample_task(10**6 + seed, KnapsackConfig.nano_hard() if seed % 2 else KnapsackConfig.nano_easy())
+        task = sample_task(10**6 + seed, preset("nano_hard") if seed % 2 else preset("nano_easy"))
         for kind in KINDS:
             for detail in prompts.DETAILS:
                 play = episode(task, kind, EpisodeSettings(detail=detail), pool)

@@ -18,7 +18,7 @@ from knapsack.analysis import conduct, metrics
 from knapsack.analysis.causes import CAUSES
 from knapsack.runs import find_base, open_run, read_json
 from knapsack.runtime import Observation
-from knapsack.tasks import Task, sample_split, write_tasks
+from knapsack.tasks import Task, preset, sample_split, write_tasks
 from knapsack.teacher import RuleTeacher
 
 
@@ -118,7 +118,7 @@ def test_a_token_counts_where_it_ends():
 def test_the_stateless_teacher_restates_what_the_persistent_one_keeps():
     share = {}
     for kind in ("persistent", "stateless"):
-        task = scripted.sample_task(1, scripted.KnapsackConfig.easy())
+        task = scripted.sample_task(1, preset("easy"))
         play = agent.episode(task, kind, EpisodeSettings(detail="compact"))
         share[kind] = share_of(agent.run_alone(play, RuleTeacher(task, kind, 1)))
     assert share["persistent"] < 0.02 and share["stateless"] > 0.6

@@ -16,7 +16,7 @@ from knapsack import agent
 from knapsack.environment import KnapsackEnvironment
 from knapsack.runtime import Runtime, interpreter_pool
 from knapsack.sandbox import InterpreterPool
-from knapsack.tasks import KnapsackConfig, sample_task
+from knapsack.tasks import preset, sample_task
 from knapsack.teacher import RuleTeacher
 
 CPYTHON = "cpython-outside-container"
@@ -130,7 +130,7 @@ def test_engine_cpython_is_cpython(plain, cpython):
 @pytest.mark.parametrize("kind", ["persistent", "stateless"])
 def test_whole_episodes_are_equal_in_both_engines(monty, cpython, kind):
     for seed in range(5):
-        task = sample_task(seed, KnapsackConfig.easy())
+        task = sample_task(seed, preset("easy"))
         played = [
             agent.run_alone(agent.episode(task, kind, agent.EpisodeSettings(), pool), RuleTeacher(task, kind, seed))
             for pool in (monty, cpython)
