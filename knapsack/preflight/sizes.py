@@ -2,16 +2,13 @@
 
 from pathlib import Path
 
-from knapsack.runs import read_json
+from knapsack.runs import find_base, read_json
 
 
 def local_folder(base: str) -> Path | None:
-    """The folder with the files of ``base``: of the shipped "nano", a folder, or a public model in the cache of
-    Hugging Face; None if there is none."""
-    if base == "nano":
-        return Path(__file__).parent.parent / "nano" / "base"
-    folder = Path(base).expanduser()
-    if folder.is_dir():
+    """The folder with the files of ``base`` (see ``runs.find_base``), for a public model in the cache of Hugging Face;
+    None if there is none."""
+    if (folder := Path(find_base(base))).is_dir():
         return folder
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
