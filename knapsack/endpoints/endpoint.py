@@ -139,6 +139,7 @@ def service(endpoint: Endpoint, key: str | None, timeout: float, tries: int):
 
         def __init__(self, response):
             self.parts, self.until = response.stream, response.request.extensions["until"]
+            self.close = self.parts.close
 
         def __iter__(self):
             for part in self.parts:
@@ -146,20 +147,13 @@ def service(endpoint: Endpoint, key: str | None, timeout: float, tries: int):
                     raise httpx2.ReadTimeout("the answer is not whole")
                 yield part
 
-        def close(self) -> None:
-            self.parts.close()
-
     hooks = {
         "request": [lambda request: request.extensions.update(until=time.monotonic() + timeout)],
         "response": [lambda response: setattr(response, "stream", Timed(response))],
     }
-    client = openai.OpenAI(
-        api_key=key or "none",
-        base_url=endpoint.url,
-        timeout=openai.Timeout(timeout, connect=min(10.0, timeout)),
-        max_retries=tries - 1,
-        http_client=openai.DefaultHttpxClient(event_hooks=hooks),
-    )
+    limits = {"timeout": openai.Timeout(timeout, connect=min(10.0, timeout)), "max_retries": tries - 1}
+    http = openai.DefaultHttpxClient(event_hooks=hooks)
+    client = openai.OpenAI(api_key=key or "none", base_url=endpoint.url, http_client=http, **limits)
     client.organization = client.project = None
     client._custom_headers = {}  # OPENAI_CUSTOM_HEADERS, which no argument replaces
     return client

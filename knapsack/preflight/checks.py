@@ -14,8 +14,7 @@ from types import SimpleNamespace
 
 from knapsack.endpoints.endpoint import Endpoint, EndpointError, check_server, read_endpoint, read_key, read_served
 from knapsack.gpu.backends import check_packages, choose_backend
-from knapsack.preflight.sizes import has_weights, local_folder
-from knapsack.runs import find_base, project_folder
+from knapsack.runs import find_base, project_folder, read_json
 from knapsack.sandbox import interpreter_pool
 
 ROOM = 2_000_000_000  # bytes of disk to spare
@@ -140,6 +139,36 @@ def check_endpoints(endpoints: dict[str, Endpoint]) -> Iterator[str]:
         except EndpointError as error:
             yield f"the server {endpoint.url}: {error}"
         lost.add(place)
+
+
+def local_folder(base: str) -> Path | None:
+    """The folder with the files of ``base`` (see ``runs.find_base``), for a public model in the cache of Hugging Face;
+    None if there is none."""
+    if (folder := Path(find_base(base))).is_dir():
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(base, "config.json")
+    except HFValidationError:  # a path, not a name
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether all files of a model's weights lie in ``folder``. Raises CorruptFileError for a damaged index."""
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).exists():
+            return all((folder / name).exists() for name in set(read_json(folder / index)["weight_map"].values()))
+    return any((folder / name).exists() for name in ("model.safetensors", "pytorch_model.bin"))
+
+
+def positions(base: str) -> int | None:
+    """How many tokens ``base`` can read, if its configuration is on this machine and says so."""
+    folder = local_folder(base)
+    known = folder is not None and (folder / "config.json").exists()
+    return read_json(folder / "config.json").get("max_position_embeddings") if known else None
 
 
 def check_base(base: str, weights: bool, offline: bool) -> tuple[str | None, int]:

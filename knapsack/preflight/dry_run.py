@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import pandas as pd
 
 from knapsack.evaluate import Settings
-from knapsack.preflight.checks import Wanted
-from knapsack.preflight.sizes import has_weights, local_folder
+from knapsack.preflight.checks import Wanted, has_weights, local_folder
 from knapsack.preflight.tokens import SAMPLED, estimate_requests, mean_tokens, spending_sentence, token_counter
 from knapsack.runs import pick
 from knapsack.runtime import KINDS

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, Validat
 from knapsack.endpoints.endpoint import read_endpoint, read_served
 from knapsack.evaluate import Settings
 from knapsack.finetune import Recipe
-from knapsack.preflight.sizes import positions
+from knapsack.preflight.checks import positions
 from knapsack.runs import one_line, pick, read_json
 from knapsack.runtime import KINDS, Kind
 from knapsack.tasks import PRESETS, SPLIT_SIZE

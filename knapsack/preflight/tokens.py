@@ -13,7 +13,7 @@ import pandas as pd
 from knapsack import agent
 from knapsack.agent import Episode, EpisodeSettings
 from knapsack.evaluate import Settings
-from knapsack.preflight.sizes import local_folder
+from knapsack.preflight.checks import local_folder
 from knapsack.runtime import KINDS, Kind, interpreter_pool
 from knapsack.tasks import Task
 from knapsack.teacher import RuleTeacher

@@ -12,7 +12,7 @@ differences listed in the README.
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 Engine = Literal["monty", "cpython", "cpython-outside-container"]
 ENGINES: tuple[Engine, ...] = ("monty", "cpython", "cpython-outside-container")
@@ -45,15 +45,17 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
-class InterpreterPool(Protocol):
+class InterpreterPool:
     """Use as a context manager; ``open`` raises InterpreterError if no interpreter can be had."""
 
-    def __enter__(self): ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *exception) -> None: ...
 
     def open(self, tools: dict[str, Callable], time_limit: float, seed: int) -> Session:
         """A session with an empty namespace: ``time_limit`` in seconds a block, ``seed`` for its random numbers."""
+        raise NotImplementedError
 
 
 def interpreter_pool(workers: int = 1, checkout_timeout: float = 60.0, engine: Engine = "monty") -> InterpreterPool:

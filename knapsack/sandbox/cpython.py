@@ -24,9 +24,8 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
 
-from knapsack.sandbox import InterpreterError, Outcome, child, no_interpreter
+from knapsack.sandbox import InterpreterError, InterpreterPool, Outcome, child, no_interpreter
 
 COMMAND = [sys.executable, *"-P -s -S -B -W ignore".split(), child.__file__]
 START_TIMEOUT = 30.0  # seconds until a new child must be ready
@@ -45,7 +44,7 @@ def in_container(root: str | Path = "/") -> bool:
     return re.search(r"docker|kubepods|containerd|lxc|libpod", groups) is not None
 
 
-class CPythonPool:
+class CPythonPool(InterpreterPool):
     """At most ``workers`` children at once; each serves one session and is not used again."""
 
     def __init__(self, workers: int, checkout_timeout: float, anywhere: bool):
@@ -56,12 +55,6 @@ class CPythonPool:
                 "'cpython-outside-container'"
             )
         self._free, self._timeout = threading.BoundedSemaphore(workers), checkout_timeout
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception) -> None:
-        pass
 
     def open(self, tools: dict[str, Callable], time_limit: float, seed: int) -> "CPythonSession":
         if not self._free.acquire(timeout=self._timeout):

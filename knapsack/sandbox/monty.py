@@ -14,7 +14,7 @@ from typing import Self
 
 import pydantic_monty
 
-from knapsack.sandbox import UNSHOWN, InterpreterError, Outcome, no_interpreter
+from knapsack.sandbox import UNSHOWN, InterpreterError, InterpreterPool, Outcome, no_interpreter
 
 # Bytes a session may take. A text that reaches the host can take five times as much here, if it has one wide character.
 MEMORY_LIMIT = 48 * 1024 * 1024
@@ -27,18 +27,14 @@ _OUTSIDE_KILL = re.compile(r"\(signal: \d++(?! \((SIGSEGV|SIGABRT|SIGBUS|SIGILL|
 _HINT = re.compile(r"(?<=is not defined)\. Did you .*", re.DOTALL)  # only the sandbox gives it: a cue for lost imports
 
 
-class MontyPool:
+class MontyPool(InterpreterPool):
     """Up to ``workers`` worker processes, each with one live session at a time."""
 
     def __init__(self, workers: int, checkout_timeout: float):
         if find_spec("opentelemetry") is None:  # else it is looked for on the disk in every turn, a fifth of the time
             sys.modules.setdefault("opentelemetry", None)
-        self._monty = pydantic_monty.Monty(
-            min_processes=1,
-            max_processes=workers,
-            checkout_timeout=checkout_timeout,
-            request_timeout=REQUEST_TIMEOUT,
-        )
+        waits = {"checkout_timeout": checkout_timeout, "request_timeout": REQUEST_TIMEOUT}
+        self._monty = pydantic_monty.Monty(min_processes=1, max_processes=workers, **waits)
 
     def __enter__(self) -> Self:
         self._monty.__enter__()
