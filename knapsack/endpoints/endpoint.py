@@ -92,8 +92,7 @@ def read_endpoint(name: str, entry: dict) -> Endpoint:
 def read_served(models: dict[str, dict], server: str = "") -> dict[str, Endpoint]:
     """The endpoints by name among notebook 04's ``models``: those with an entry of their own, and with a ``server`` all
     others, which it serves by these names. Raises ValueError naming the entry and what is wrong with it."""
-    own = {"endpoint": server}
-    entries = {name: entry or own | {"model": name} for name, entry in models.items() if entry or server}
+    entries = {name: entry or {"endpoint": server, "model": name} for name, entry in models.items() if entry or server}
     for name in entries:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or name == "teacher":
             raise ValueError(f"endpoint {name!r}: a name has letters, digits, '_', '.', '-', and is not \"teacher\"")

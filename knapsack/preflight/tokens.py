@@ -14,6 +14,7 @@ from knapsack import agent
 from knapsack.agent import Episode, EpisodeSettings
 from knapsack.evaluate import Settings
 from knapsack.preflight.checks import local_folder
+from knapsack.runs import pick
 from knapsack.runtime import KINDS, Kind, interpreter_pool
 from knapsack.tasks import Task
 from knapsack.teacher import RuleTeacher
@@ -42,12 +43,12 @@ def token_counter(base: str) -> tuple[Callable[[str], float], str]:
 
 def play(tasks: Iterable[Task], kind: Kind, settings: Settings) -> list[Episode]:
     """The teacher's episodes on ``tasks``, those that ``evaluate`` would write; "carry-over" is played as stateless."""
-    style, limits = kind if kind in KINDS else "stateless", (settings.max_turns, settings.max_tool_calls)
-    chosen, played = EpisodeSettings(*limits, settings.prompt_detail), []
+    limits = pick(EpisodeSettings, vars(settings), detail=settings.prompt_detail)
+    style, played = kind if kind in KINDS else "stateless", []
     with interpreter_pool() as pool:
         for task in tasks:
             teacher = RuleTeacher(task, style, settings.seed + task.seed, max_tool_calls=settings.max_tool_calls)
-            played.append(agent.run_alone(agent.episode(task, kind, chosen, pool), teacher))
+            played.append(agent.run_alone(agent.episode(task, kind, limits, pool), teacher))
     return played
 
 

@@ -1,12 +1,7 @@
 """For ``runtime``, which lets others execute a block: the engines, each a pool of sessions with one namespace each.
 
-* "monty" (default): pydantic-monty, a Python interpreter without files, network, environment or processes.
-* "cpython": a CPython child process per session, for code that needs the whole language. It is limited, not sealed
-  (see ``cpython``), and refuses to start outside a container.
-* "cpython-outside-container": the same where no container is found; the name says what is wanted.
-
-Both engines call the tools in the host, one at a time, and give the same outcome for the same code but for the
-differences listed in the README.
+README.md compares them: "monty" (default), a sealed interpreter; "cpython", the whole language, limited and only within
+a container, or with "cpython-outside-container" anywhere. Both call the tools in the host, one at a time.
 """
 
 import sys

@@ -1,16 +1,8 @@
 """The engine for code that needs the whole language: a CPython child process per session, limited but not sealed.
 
-What is limited: the child starts with an empty environment, in no folder of ours, with address space, processor time,
-file size (0 bytes), open files and processes (none further) bounded by the kernel; a root gives up its rights and
-becomes "nobody"; a block past its time limit is killed with its process group. Tools run in the host and are called
-over a socket, so that the child holds neither the task nor its optimum. An audit hook refuses files outside the
-standard library, network, processes and threads.
-
-What this does not protect against: an audit hook is a guard against accidents, not a wall. Code that walks CPython's
-internals can get around it, and then reads what its user may read, opens connections, and signals processes of the
-same user. Nothing bounds the disk's or network's use by such code. Hence the container: one without secrets, without
-network, and with nothing in it that may not be lost. The clock is real, so that a block which reads it cannot be
-replayed exactly.
+``child`` is its program and sets its limits; README.md says what they protect against and what not, and why a container
+belongs around it. A block past its time limit is killed here, with its process group. The clock is real, so that a
+block which reads it cannot be replayed exactly.
 """
 
 import os
