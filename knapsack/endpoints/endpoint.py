@@ -92,8 +92,7 @@ def read_endpoint(name: str, entry: dict) -> Endpoint:
 def read_served(models: dict[str, dict], server: str = "") -> dict[str, Endpoint]:
     """The endpoints by name among notebook 04's ``models``: those with an entry of their own, and with a ``server`` all
     others, which it serves by these names. Raises ValueError naming the entry and what is wrong with it."""
-    own = {"endpoint": server}
-    entries = {name: entry or own | {"model": name} for name, entry in models.items() if entry or server}
+    entries = {name: entry or {"endpoint": server, "model": name} for name, entry in models.items() if entry or server}
     for name in entries:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or name == "teacher":
             raise ValueError(f"endpoint {name!r}: a name has letters, digits, '_', '.', '-', and is not \"teacher\"")
@@ -139,6 +138,7 @@ def service(endpoint: Endpoint, key: str | None, timeout: float, tries: int):
 
         def __init__(self, response):
             self.parts, self.until = response.stream, response.request.extensions["until"]
+            self.close = self.parts.close
 
         def __iter__(self):
             for part in self.parts:
@@ -146,20 +146,13 @@ def service(endpoint: Endpoint, key: str | None, timeout: float, tries: int):
                     raise httpx2.ReadTimeout("the answer is not whole")
                 yield part
 
-        def close(self) -> None:
-            self.parts.close()
-
     hooks = {
         "request": [lambda request: request.extensions.update(until=time.monotonic() + timeout)],
         "response": [lambda response: setattr(response, "stream", Timed(response))],
     }
-    client = openai.OpenAI(
-        api_key=key or "none",
-        base_url=endpoint.url,
-        timeout=openai.Timeout(timeout, connect=min(10.0, timeout)),
-        max_retries=tries - 1,
-        http_client=openai.DefaultHttpxClient(event_hooks=hooks),
-    )
+    limits = {"timeout": openai.Timeout(timeout, connect=min(10.0, timeout)), "max_retries": tries - 1}
+    http = openai.DefaultHttpxClient(event_hooks=hooks)
+    client = openai.OpenAI(api_key=key or "none", base_url=endpoint.url, http_client=http, **limits)
     client.organization = client.project = None
     client._custom_headers = {}  # OPENAI_CUSTOM_HEADERS, which no argument replaces
     return client

@@ -59,10 +59,7 @@ class Replies:
         """The stored reply, None if there is none."""
         with self._using() as file:
             row = file.execute("SELECT * FROM replies WHERE key = ?", (key,)).fetchone()
-        if row is None:
-            return None
-        _, text, prompt_tokens, completion_tokens, stopped = row
-        return Reply(text, prompt_tokens, completion_tokens, bool(stopped))
+        return row and Reply(*row[1:-1], stopped=bool(row[-1]))
 
     def store(self, key: str, reply: Reply) -> Reply:
         """Count the reply's tokens as spent and store it, unless one was stored for ``key`` before: that one remains.

@@ -65,10 +65,8 @@ def prepare_backend(name: str, folder: str | Path) -> str:
 def check_packages(recipe: Recipe) -> None:
     """Raises ImportError, with the remedy, if the recipe needs a package that is not installed."""
     if recipe.load_in_4bit and find_spec("bitsandbytes") is None:
-        raise ImportError(
-            f"Recipe.load_in_4bit = True needs bitsandbytes, which is not installed; {INSTALL}, or set it to False",
-            name="bitsandbytes",
-        )
+        problem = f"needs bitsandbytes, which is not installed; {INSTALL}, or set it to False"
+        raise ImportError(f"Recipe.load_in_4bit = True {problem}", name="bitsandbytes")
 
 
 def load_4bit(source: str | Path, device: str):

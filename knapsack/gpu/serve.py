@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from knapsack.preflight.sizes import local_folder
+from knapsack.preflight.checks import local_folder
 from knapsack.runs import Run, check, open_run, project_folder, read_json, write_text
 from knapsack.runtime import KINDS
 
@@ -96,33 +96,28 @@ def _chat_template(run: Run, source: Path | str) -> Path:
 
 def main(arguments: Sequence[str]) -> int:
     """Become the server. Returns 2, and says why on stderr, if it cannot be started."""
-    own, handed_on = list(arguments), []
-    if "--" in own:
-        own, handed_on = own[: own.index("--")], own[own.index("--") + 1 :]
-    parser = argparse.ArgumentParser(
-        prog="python -m knapsack.gpu.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    end = [*arguments, "--"].index("--")  # what follows is vLLM's
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m knapsack.gpu.serve", description=__doc__, formatter_class=as_written)
     parser.add_argument("run", type=Path, help="the run's folder, in which notebook 03 is done")
     parser.add_argument("--vllm", default="vllm", help="vLLM's program (default: the one on the PATH)")
     parser.add_argument("--base", help="the base that was trained (default: as recorded in the run)")
     parser.add_argument("--context-length", type=int, help="tokens of a conversation (default: as in the run)")
     parser.add_argument("--port", type=int, default=8000, help="on this machine alone (default 8000)")
     parser.add_argument("--print", action="store_true", help="print the command instead of starting it")
-    options = parser.parse_args(own)
+    options = parser.parse_args(arguments[:end])
     try:
-        folder = options.run.expanduser().resolve()
+        folder, vllm = options.run.expanduser().resolve(), shutil.which(os.path.expanduser(options.vllm))
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no run in {folder}")
-        program = shutil.which(os.path.expanduser(options.vllm))
-        if program is None and not options.print:
+        if vllm is None and not options.print:
             raise FileNotFoundError(INSTALL.format(options.vllm))
-        command = serve_command(
-            open_run(folder), program or options.vllm, options.base, options.context_length, options.port
-        )
+        chosen = {name: value for name, value in vars(options).items() if name in ("base", "context_length", "port")}
+        command = serve_command(open_run(folder), vllm or options.vllm, **chosen)
     except (OSError, ValueError) as problem:
         print(problem, file=sys.stderr)
         return 2
-    command += handed_on
+    command += arguments[end + 1 :]
     print(shlex.join(command), flush=True)
     if options.print:
         return 0

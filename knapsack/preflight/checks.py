@@ -8,22 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-from knapsack.endpoints.endpoint import (
-    Endpoint,
-    EndpointError,
-    check_server,
-    packages,
-    read_endpoint,
-    read_key,
-    read_served,
-)
+from knapsack.endpoints.endpoint import Endpoint, EndpointError, check_server, read_endpoint, read_key, read_served
 from knapsack.gpu.backends import check_packages, choose_backend
-from knapsack.preflight.sizes import has_weights, local_folder
-from knapsack.runs import project_folder
+from knapsack.runs import find_base, project_folder, read_json
 from knapsack.sandbox import interpreter_pool
 
 ROOM = 2_000_000_000  # bytes of disk to spare
@@ -33,6 +24,10 @@ import json, torch
 device = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
 print(json.dumps([device.name, device.total_memory] if device else ["", 0]))
 """
+
+
+class Doubt(str):
+    """What may go wrong but need not, among what is missing."""
 
 
 class Wanted:
@@ -85,19 +80,17 @@ class Wanted:
 
 def find_missing(wanted: Wanted, folder: Path) -> tuple[list[str], list[str]]:
     """What ``wanted`` lacks on this machine, each with its remedy, and what may go wrong but need not."""
-    gpu, missing = wanted.needs_gpu, check_installed(wanted) + check_folders(wanted)
-    memory = wanted.profile.get("gpu_memory_gb")
-    lacking, doubts = check_gpu(memory) if gpu and memory else ([], [])
-    unanswered, unsure = check_endpoints(wanted.places)
-    bases = [check_base(base, gpu, wanted.profile.get("offline", False)) for base in wanted.bases]
-    missing += [*lacking, *unanswered, *(problem for problem, _ in bases if problem)]
+    bases = [check_base(base, wanted.needs_gpu, wanted.profile.get("offline", False)) for base in wanted.bases]
+    found = [*check_installed(wanted), *check_folders(wanted), *check_gpu(wanted), *check_endpoints(wanted.places)]
+    found += [problem for problem, _ in bases if problem]
     there = existing(folder)
     if there.is_dir() and os.access(there, os.W_OK):
-        missing += check_disk(folder, wanted.disk, sum(size for _, size in bases))
+        found += check_disk(folder, wanted.disk, sum(size for _, size in bases))
     else:
         problem = f"cannot make the run's folder {folder} ({there} is a file or read-only); choose another with --out"
-        missing.append(f"a place for the run: {problem}")
-    return missing, doubts + unsure
+        found.append(f"a place for the run: {problem}")
+    doubts = [text for text in found if isinstance(text, Doubt)]
+    return [text for text in found if not isinstance(text, Doubt)], doubts
 
 
 def existing(path: Path) -> Path:
@@ -105,23 +98,21 @@ def existing(path: Path) -> Path:
     return next(place for place in (path, *path.parents) if place.exists())
 
 
-def check_installed(wanted: Wanted) -> list[str]:
+def check_installed(wanted: Wanted) -> Iterator[str]:
     """Packages and engines that the chosen notebooks need."""
-    missing = []
     try:
         if "03_finetune" in wanted.steps:
             check_packages(wanted.finetune)
             if wanted.finetune.backend == "unsloth":
                 choose_backend("unsloth")
     except ImportError as error:
-        missing.append(f"a package of the fine-tuning: {error}")
+        yield f"a package of the fine-tuning: {error}"
     players = {"02_traces": wanted.traces, "04_evaluate": wanted.evaluate}
     for engine in sorted({values.engine for step, values in players.items() if step in wanted.steps} - {"monty"}):
         try:
             interpreter_pool(engine=engine)
         except RuntimeError as error:
-            missing.append(f"a place for engine {engine!r}: {error}")
-    return missing
+            yield f"a place for engine {engine!r}: {error}"
 
 
 def check_folders(wanted: Wanted) -> list[str]:
@@ -131,26 +122,53 @@ def check_folders(wanted: Wanted) -> list[str]:
     return [f"the folder {name}: name one that is there (a relative one lies below the checkout)" for name in lost]
 
 
-def check_endpoints(endpoints: dict[str, Endpoint]) -> tuple[list[str], list[str]]:
+def check_endpoints(endpoints: dict[str, Endpoint]) -> Iterator[str]:
     """The ``api`` extra, keys, and servers that answer; and a doubt for a model that a server does not list."""
-    try:
-        if endpoints:
-            packages()
-    except ImportError as error:
-        return [f"the packages for endpoints: {error}"], []
-    missing: dict[tuple, str] = {}
-    doubts = []
+    lost = set()  # addresses with their keys, each told once
     for endpoint in endpoints.values():
         place = endpoint.url, endpoint.key_variable
-        if place in missing:
-            continue
         try:
-            doubts.append(check_server(endpoint, read_key(endpoint)))
+            if place not in lost and (doubt := check_server(endpoint, read_key(endpoint))):
+                yield Doubt(doubt)
+            continue
+        except ImportError as error:
+            yield f"the packages for endpoints: {error}"
+            return
         except ValueError as error:
-            missing[place] = f"the key {endpoint.key_variable}: {error}; export it"
+            yield f"the key {endpoint.key_variable}: {error}; export it"
         except EndpointError as error:
-            missing[place] = f"the server {endpoint.url}: {error}"
-    return list(missing.values()), [doubt for doubt in doubts if doubt]
+            yield f"the server {endpoint.url}: {error}"
+        lost.add(place)
+
+
+def local_folder(base: str) -> Path | None:
+    """The folder with the files of ``base`` (see ``runs.find_base``), for a public model in the cache of Hugging Face;
+    None if there is none."""
+    if (folder := Path(find_base(base))).is_dir():
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(base, "config.json")
+    except HFValidationError:  # a path, not a name
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether all files of a model's weights lie in ``folder``. Raises CorruptFileError for a damaged index."""
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).exists():
+            return all((folder / name).exists() for name in set(read_json(folder / index)["weight_map"].values()))
+    return any((folder / name).exists() for name in ("model.safetensors", "pytorch_model.bin"))
+
+
+def positions(base: str) -> int | None:
+    """How many tokens ``base`` can read, if its configuration is on this machine and says so."""
+    folder = local_folder(base)
+    known = folder is not None and (folder / "config.json").exists()
+    return read_json(folder / "config.json").get("max_position_embeddings") if known else None
 
 
 def check_base(base: str, weights: bool, offline: bool) -> tuple[str | None, int]:
@@ -158,7 +176,7 @@ def check_base(base: str, weights: bool, offline: bool) -> tuple[str | None, int
     folder = local_folder(base)
     if folder is not None and (folder / "tokenizer.json").exists() and (not weights or has_weights(folder)):
         return None, 0
-    if folder is not None and (base == "nano" or folder == Path(base).expanduser()):
+    if folder is not None and folder == Path(find_base(base)):
         return f"the model in {folder}: it lacks its weights or tokenizer; name a complete folder", 0
     if offline:
         return f"the model {base}: this profile is offline: name a model folder, or use another profile", 0
@@ -176,23 +194,26 @@ def check_base(base: str, weights: bool, offline: bool) -> tuple[str | None, int
     return None, sum(file.size or 0 for file in files if file.rfilename.endswith(ends))
 
 
-def check_gpu(wanted_gb: float) -> tuple[list[str], list[str]]:
-    """Whether PyTorch sees a GPU, and a doubt if it has less memory than ``wanted_gb`` (10⁹ bytes)."""
+def check_gpu(wanted: Wanted) -> Iterator[str]:
+    """Whether PyTorch sees the GPU that the profile wants, and a doubt if it has less memory."""
+    memory = wanted.profile.get("gpu_memory_gb")  # 10⁹ bytes
+    if not (memory and wanted.needs_gpu):
+        return
     asked = subprocess.run([sys.executable, "-c", ASK_GPU], capture_output=True, text=True)
     name, size = json.loads(asked.stdout) if asked.returncode == 0 else ("", 0)
     if not name:
-        said = asked.stderr.strip().splitlines()[-1:] or [f"this profile wants one with {wanted_gb} GB"]
+        said = asked.stderr.strip().splitlines()[-1:] or [f"this profile wants one with {memory} GB"]
         remedy = "run on a machine with one, with PyTorch for CUDA, or use --profile nano"
-        return [f"no GPU that PyTorch can use ({said[0]}): {remedy}"], []
-    small = f"{name} has {size / 1e9:.0f} GB of memory, this profile wants {wanted_gb} GB"
-    return [], [small] if size < 0.95 * wanted_gb * 1e9 else []
+        yield f"no GPU that PyTorch can use ({said[0]}): {remedy}"
+    elif size < 0.95 * memory * 1e9:
+        yield Doubt(f"{name} has {size / 1e9:.0f} GB of memory, this profile wants {memory} GB")
 
 
-def check_disk(folder: Path, size: float, download: int = 0, free: int | None = None) -> list[str]:
+def check_disk(folder: Path, size: float, download: int = 0, free: int | None = None) -> Iterator[str]:
     """Room for ``size`` bytes in the run's ``folder``, and for ``download`` bytes in the cache of models."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    needs, missing = {}, []  # needs: per disk a folder on it, bytes
+    needs = {}  # per disk a folder on it, bytes
     for place, wanted in ((folder, size), *([(Path(HF_HUB_CACHE), download)] if download else [])):
         there = existing(place)
         needs.setdefault(there.stat().st_dev, [there, ROOM])[1] += wanted
@@ -200,5 +221,4 @@ def check_disk(folder: Path, size: float, download: int = 0, free: int | None = 
         left = shutil.disk_usage(there).free if free is None else free
         if needed > left:
             remedy = f"free {(needed - left) / 1e9:.1f} GB, or choose another disk (--out; HF_HOME for models)"
-            missing.append(f"{needed / 1e9:.1f} GB of disk at {there} ({left / 1e9:.1f} GB are free): {remedy}")
-    return missing
+            yield f"{needed / 1e9:.1f} GB of disk at {there} ({left / 1e9:.1f} GB are free): {remedy}"

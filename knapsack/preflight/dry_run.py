@@ -6,16 +6,8 @@ from types import SimpleNamespace
 import pandas as pd
 
 from knapsack.evaluate import Settings
-from knapsack.preflight.checks import Wanted
-from knapsack.preflight.sizes import has_weights, local_folder
-from knapsack.preflight.tokens import (
-    SAMPLED,
-    estimate_requests,
-    play,
-    spending_sentence,
-    token_counter,
-    trace_tokens,
-)
+from knapsack.preflight.checks import Wanted, has_weights, local_folder
+from knapsack.preflight.tokens import SAMPLED, estimate_requests, mean_tokens, spending_sentence, token_counter
 from knapsack.runs import pick
 from knapsack.runtime import KINDS
 from knapsack.tasks import SPLIT_OFFSETS, Task, preset, sample_split
@@ -35,9 +27,11 @@ def describe(wanted: Wanted, missing: list[str], doubts: list[str]) -> str:
     elif "02_traces" in wanted.steps:
         hours["02_traces"] = 2 * wanted.traces.n_train / rates["teacher"] / 3600
     if "03_finetune" in wanted.steps:
-        rows, tokens = estimate_training(wanted)
+        settings, tasks = pick(Settings, vars(wanted.traces)), sample_tasks(wanted, "train")
+        rows = wanted.traces.n_pairs - math.ceil(wanted.traces.n_pairs * wanted.finetune.validation_share)
+        exact, epochs = token_counter(settings.base)[1], wanted.finetune.epochs
+        tokens = {kind: round(rows * epochs * mean_tokens(tasks, kind, settings)["row_tokens"]) for kind in KINDS}
         hours["03_finetune"] = sum(tokens.values()) / rates["training"] / 3600
-        exact, epochs = token_counter(wanted.traces.base)[1], wanted.finetune.epochs
         lines += ["", f"Training tokens, if the traces are as long as the rule-based teacher's ({exact})"]
         lines += [f"  {kind:<11} {rows:,} rows, {tokens[kind]:,} in {epochs:g} epochs" for kind in KINDS]
     if "04_evaluate" in wanted.steps:
@@ -81,15 +75,6 @@ def sample_tasks(wanted: Wanted, split: str) -> list[Task]:
     drawn = vars(wanted.generate)
     number = min(SAMPLED, drawn[f"n_{split}"])
     return list(sample_split(split, number, drawn["seed"], preset(drawn[f"{split}_config"])))
-
-
-def estimate_training(wanted: Wanted) -> tuple[int, dict[str, int]]:
-    """Rows that notebook 03 trains on, and per runtime their tokens in all passes."""
-    settings, recipe, tasks = pick(Settings, vars(wanted.traces)), wanted.finetune, sample_tasks(wanted, "train")
-    count, _ = token_counter(settings.base)
-    rows = wanted.traces.n_pairs - math.ceil(wanted.traces.n_pairs * recipe.validation_share)
-    lengths = {kind: [trace_tokens(episode, count) for episode in play(tasks, kind, settings)] for kind in KINDS}
-    return rows, {kind: round(rows * recipe.epochs * sum(each) / len(each)) for kind, each in lengths.items()}
 
 
 def estimate(wanted: Wanted, values: SimpleNamespace, cells: list[Cell]) -> pd.DataFrame:

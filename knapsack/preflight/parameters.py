@@ -5,7 +5,7 @@ Type and default of a parameter stand in the first cell of its notebook; its bou
 """
 
 import ast
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from operator import eq, ge, le
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, Validat
 from knapsack.endpoints.endpoint import read_endpoint, read_served
 from knapsack.evaluate import Settings
 from knapsack.finetune import Recipe
-from knapsack.preflight.sizes import positions
+from knapsack.preflight.checks import positions
 from knapsack.runs import one_line, pick, read_json
 from knapsack.runtime import KINDS, Kind
 from knapsack.tasks import PRESETS, SPLIT_SIZE
@@ -23,15 +23,9 @@ from knapsack.tasks import PRESETS, SPLIT_SIZE
 CLASSES = {"02_traces": Settings, "03_finetune": Recipe, "04_evaluate": Settings}  # made of a notebook's parameters
 
 
-def _teacher(entry: dict) -> dict:
-    if entry:
-        read_endpoint("teacher", entry)
-    return entry
-
-
-def _models(entries: dict) -> dict:
-    read_served(entries)
-    return entries
+def _readable(read: Callable[[dict], object]) -> AfterValidator:
+    """Refuses what ``read`` refuses."""
+    return AfterValidator(lambda entries: (read(entries), entries)[1])
 
 
 Named = Annotated[str, Field(min_length=1)]
@@ -42,9 +36,9 @@ BOUNDS = {  # of parameters that belong to no class
     **dict.fromkeys(("train_config", "easy_config", "hard_config"), Literal[*PRESETS]),
     **dict.fromkeys(("n_pairs", "max_tokens", "processes", "n_resamples"), PositiveInt),
     **dict.fromkeys(("seed", "max_total_tokens"), NonNegativeInt),  # 0 tokens: no limit
-    "teacher": Annotated[dict, AfterValidator(_teacher)],
+    "teacher": Annotated[dict, _readable(lambda entry: entry and read_endpoint("teacher", entry))],
     "backend": Literal["auto", "peft", "unsloth"],
-    "models": Annotated[dict, Field(min_length=1), AfterValidator(_models)],
+    "models": Annotated[dict, Field(min_length=1), _readable(read_served)],
     "runtimes": Annotated[list[Kind], Field(min_length=1)],
     "splits": Annotated[list[Literal["easy", "hard"]], Field(min_length=1)],
     "server": Annotated[str, Field(pattern="^(https?://.+)?$")],

@@ -13,7 +13,8 @@ import pandas as pd
 from knapsack import agent
 from knapsack.agent import Episode, EpisodeSettings
 from knapsack.evaluate import Settings
-from knapsack.preflight.sizes import local_folder
+from knapsack.preflight.checks import local_folder
+from knapsack.runs import pick
 from knapsack.runtime import KINDS, Kind, interpreter_pool
 from knapsack.tasks import Task
 from knapsack.teacher import RuleTeacher
@@ -42,12 +43,12 @@ def token_counter(base: str) -> tuple[Callable[[str], float], str]:
 
 def play(tasks: Iterable[Task], kind: Kind, settings: Settings) -> list[Episode]:
     """The teacher's episodes on ``tasks``, those that ``evaluate`` would write; "carry-over" is played as stateless."""
-    style, limits = kind if kind in KINDS else "stateless", (settings.max_turns, settings.max_tool_calls)
-    chosen, played = EpisodeSettings(*limits, settings.prompt_detail), []
+    limits = pick(EpisodeSettings, vars(settings), detail=settings.prompt_detail)
+    style, played = kind if kind in KINDS else "stateless", []
     with interpreter_pool() as pool:
         for task in tasks:
             teacher = RuleTeacher(task, style, settings.seed + task.seed, max_tool_calls=settings.max_tool_calls)
-            played.append(agent.run_alone(agent.episode(task, kind, chosen, pool), teacher))
+            played.append(agent.run_alone(agent.episode(task, kind, limits, pool), teacher))
     return played
 
 
@@ -65,10 +66,15 @@ def call_tokens(episode: Episode, count: Callable[[str], float]) -> tuple[list[f
     return prompts, replies
 
 
-def trace_tokens(episode: Episode, count: Callable[[str], float]) -> float:
-    """Tokens of the training row of an episode with at least one turn."""
-    prompts, replies = call_tokens(episode, count)
-    return prompts[-1] + replies[-1] + count("\n")
+def mean_tokens(tasks: Iterable[Task], kind: Kind, settings: Settings) -> dict[str, float]:
+    """Means over the teacher's episodes on ``tasks``: ``requests``, ``prompt_tokens`` and ``completion_tokens`` summed
+    over an episode's turns, as an endpoint bills them, and ``row_tokens`` of its training row."""
+    count, _ = token_counter(settings.base)
+    calls = [call_tokens(episode, count) for episode in play(tasks, kind, settings)]
+    rows = [(len(replies), sum(prompts), sum(replies), prompts[-1] + replies[-1]) for prompts, replies in calls]
+    means = [sum(column) / len(calls) for column in zip(*rows, strict=True)]
+    means[-1] += count("\n")
+    return dict(zip(("requests", "prompt_tokens", "completion_tokens", "row_tokens"), means, strict=True))
 
 
 def estimate_requests(
@@ -82,22 +88,17 @@ def estimate_requests(
 
     A row per cell: model, runtime, split, episodes; requests, prompt_tokens and completion_tokens if every episode is
     as long as the teacher's; and the same three with ``_at_most``: every episode of ``max_turns`` turns, each prompt
-    a full context, and replies of ``max_new_tokens`` until they fill the context. Tokens are summed over an episode's
-    turns, as an endpoint bills them.
+    a full context, and replies of ``max_new_tokens`` until they fill the context.
     """
-    count, _ = token_counter(settings.base)
     turns, context, reply = settings.max_turns, settings.context_length, settings.max_new_tokens
     most = {"requests": turns, "prompt_tokens": turns * context}
     most["completion_tokens"] = min(turns * reply, context + reply)
-    means: dict[tuple[str, str], list[float]] = {}
-    for split, kind in dict.fromkeys((cell.split, cell.runtime) for cell in cells):
-        calls = [call_tokens(episode, count) for episode in play(tasks[split][:sampled], kind, settings)]
-        sums = [(len(replies), sum(prompts), sum(replies)) for prompts, replies in calls]
-        means[split, kind] = [sum(column) / len(calls) for column in zip(*sums, strict=True)]
+    pairs = dict.fromkeys((cell.split, cell.runtime) for cell in cells)
+    means = {pair: mean_tokens(tasks[pair[0]][:sampled], pair[1], settings) for pair in pairs}
     rows = []
     for cell in cells:
-        episodes, each = counts[cell.split], zip(most, means[cell.split, cell.runtime], strict=True)
-        likely = {name: round(episodes * mean) for name, mean in each}
+        episodes, mean = counts[cell.split], means[cell.split, cell.runtime]
+        likely = {name: round(episodes * mean[name]) for name in most}
         bounds = {f"{name}_at_most": episodes * bound for name, bound in most.items()}
         rows.append(asdict(cell) | {"episodes": episodes} | likely | bounds)
     return pd.DataFrame(rows)

@@ -1,18 +1,13 @@
 """For ``runtime``, which lets others execute a block: the engines, each a pool of sessions with one namespace each.
 
-* "monty" (default): pydantic-monty, a Python interpreter without files, network, environment or processes.
-* "cpython": a CPython child process per session, for code that needs the whole language. It is limited, not sealed
-  (see ``cpython``), and refuses to start outside a container.
-* "cpython-outside-container": the same where no container is found; the name says what is wanted.
-
-Both engines call the tools in the host, one at a time, and give the same outcome for the same code but for the
-differences listed in the README.
+README.md compares them: "monty" (default), a sealed interpreter; "cpython", the whole language, limited and only within
+a container, or with "cpython-outside-container" anywhere. Both call the tools in the host, one at a time.
 """
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 Engine = Literal["monty", "cpython", "cpython-outside-container"]
 ENGINES: tuple[Engine, ...] = ("monty", "cpython", "cpython-outside-container")
@@ -45,15 +40,17 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
-class InterpreterPool(Protocol):
+class InterpreterPool:
     """Use as a context manager; ``open`` raises InterpreterError if no interpreter can be had."""
 
-    def __enter__(self): ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *exception) -> None: ...
 
     def open(self, tools: dict[str, Callable], time_limit: float, seed: int) -> Session:
         """A session with an empty namespace: ``time_limit`` in seconds a block, ``seed`` for its random numbers."""
+        raise NotImplementedError
 
 
 def interpreter_pool(workers: int = 1, checkout_timeout: float = 60.0, engine: Engine = "monty") -> InterpreterPool:

@@ -1,6 +1,6 @@
 """The process in which engine "cpython" runs a session's blocks. A program of its own: standard library only.
 
-Started as ``python child.py <socket> <bytes of memory> <seconds of processor time> <seed>``. It limits itself, then
+Started as ``python child.py <socket> <seed>``. It limits itself, then
 serves the blocks that come over the socket. Messages are JSON behind four bytes of length.
 
 * host → child: {"tools": [names]} first; {"block": n, "code": text}; {"result": value} or {"error": [type, text]} of a
@@ -11,15 +11,19 @@ serves the blocks that come over the socket. Messages are JSON behind four bytes
 
 import ast
 import builtins
+import io
 import os
 import random
 import resource
 import signal
 import socket
 import sys
+import time
 from json import dumps, loads  # by name: a block may rebind those of the module
 
-MESSAGE_LIMIT = 1_000_000  # bytes
+ADDRESS_SPACE = 384 * 1024 * 1024  # bytes, of which CPython itself takes some 100 million
+PROCESSOR_TIME = 600  # seconds of the whole session: ends a child whose host is gone
+MESSAGE_LIMIT = 1_000_000  # bytes of a tool's arguments
 SHOWN_LIMIT = 100_000  # characters sent of what a block prints or raises; the host shows fewer
 LIBRARY = os.path.dirname(os.path.realpath(os.__file__))
 NOBODY = 65534
@@ -39,31 +43,47 @@ DENIED = (
 
 
 class Channel:
-    """The socket to the host."""
+    """One end of the socket. ``limit``: bytes of a message that it accepts. After a ``deadline``, in seconds of
+    ``time.monotonic``, both methods raise TimeoutError, and OSError or ValueError for what is no message."""
 
-    def __init__(self, connection: socket.socket):
-        self.connection = connection
+    def __init__(self, connection: socket.socket, limit: int = 2**32):
+        self.connection, self.limit = connection, limit
 
-    def send(self, message: dict) -> None:
+    def send(self, message: dict, deadline: float | None = None) -> None:
         data = dumps(message).encode()
+        self._wait_until(deadline)
         self.connection.sendall(len(data).to_bytes(4, "big") + data)
 
-    def receive(self) -> dict:
-        size = int.from_bytes(self._exactly(4), "big")
-        return loads(self._exactly(size))
+    def receive(self, deadline: float | None = None) -> dict:
+        size = int.from_bytes(self._exactly(4, deadline), "big")
+        if size > self.limit:
+            raise ValueError(f"a message of {size} bytes")
+        return loads(self._exactly(size, deadline))
 
-    def _exactly(self, size: int) -> bytes:
-        parts = []
-        while size:
-            part = self.connection.recv(size)
+    def _exactly(self, size: int, deadline: float | None) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            self._wait_until(deadline)
+            part = self.connection.recv(size - len(data))
             if not part:
-                os._exit(0)  # the host has closed the session, or is gone
-            parts.append(part)
-            size -= len(part)
-        return b"".join(parts)
+                raise InterruptedError("the connection has ended")
+            data += part
+        return bytes(data)
+
+    def _wait_until(self, deadline: float | None) -> None:
+        if deadline is not None:
+            self.connection.settimeout(max(deadline - time.monotonic(), 0.001))
 
 
-class Printed:
+def told(channel: Channel) -> dict:
+    """What the host says; ends the process if the host has closed the session, or is gone."""
+    try:
+        return channel.receive()
+    except OSError:
+        os._exit(0)
+
+
+class Printed(io.TextIOBase):
     """Stands for both standard output and standard error: sends whole lines, drops what exceeds the limit."""
 
     encoding = "utf-8"
@@ -86,18 +106,11 @@ class Printed:
             pending, self.pending = self.pending, ""
             self.channel.send({"block": self.block, "show": pending})
 
-    def writable(self) -> bool:
-        return True
-
-    def isatty(self) -> bool:
-        return False
-
-
-def limit(memory: int, seconds: int) -> None:
+def limit() -> None:
     """Give up rights and set limits, for good."""
     for name, value in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_CPU, seconds),  # of the whole session: ends a child whose host is gone
+        (resource.RLIMIT_AS, ADDRESS_SPACE),
+        (resource.RLIMIT_CPU, PROCESSOR_TIME),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, 32),
         (resource.RLIMIT_CORE, 0),
@@ -150,7 +163,7 @@ def tool(name: str, channel: Channel, current: list[Printed]):
         except (TypeError, ValueError, RecursionError):  # what JSON cannot carry arrives as None: the tool judges
             arguments, keywords = [None] * len(arguments), dict.fromkeys(keywords)
         channel.send({"block": printed.block, "call": [name, arguments, keywords]})
-        answer = channel.receive()
+        answer = told(channel)
         if "error" not in answer:
             return answer["result"]
         kind, text = answer["error"]
@@ -192,13 +205,13 @@ def run(code: str, names: dict, printed: Printed) -> tuple[str | None, str | Non
 
 
 def main() -> None:
-    descriptor, memory, seconds, seed = sys.argv[1:]
-    channel = Channel(socket.socket(fileno=int(descriptor)))
-    limit(int(memory), int(seconds))
-    random.seed(int(seed))
+    descriptor, seed = map(int, sys.argv[1:])
+    channel = Channel(socket.socket(fileno=descriptor))
+    limit()
+    random.seed(seed)
     current = [Printed(channel, 0)]
     channel.send({"ready": True})
-    tools = channel.receive()["tools"]
+    tools = told(channel)["tools"]
     names = {"__name__": "__main__", "__builtins__": builtins}
     hidden = {*names, "__annotations__", *tools}
     names |= {name: tool(name, channel, current) for name in tools}
@@ -207,7 +220,7 @@ def main() -> None:
     signal.raise_signal = None  # has no audit event, and a SIGKILL counts as one from outside
     sys.addaudithook(guard)
     while True:
-        message = channel.receive()
+        message = told(channel)
         current[0] = Printed(channel, message["block"])
         vars(builtins).update(own)  # print and the like are there in each block, whatever the one before did to them
         try:

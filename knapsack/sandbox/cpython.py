@@ -1,19 +1,10 @@
 """The engine for code that needs the whole language: a CPython child process per session, limited but not sealed.
 
-What is limited: the child starts with an empty environment, in no folder of ours, with address space, processor time,
-file size (0 bytes), open files and processes (none further) bounded by the kernel; a root gives up its rights and
-becomes "nobody"; a block past its time limit is killed with its process group. Tools run in the host and are called
-over a socket, so that the child holds neither the task nor its optimum. An audit hook refuses files outside the
-standard library, network, processes and threads.
-
-What this does not protect against: an audit hook is a guard against accidents, not a wall. Code that walks CPython's
-internals can get around it, and then reads what its user may read, opens connections, and signals processes of the
-same user. Nothing bounds the disk's or network's use by such code. Hence the container: one without secrets, without
-network, and with nothing in it that may not be lost. The clock is real, so that a block which reads it cannot be
-replayed exactly.
+``child`` is its program and sets its limits; README.md says what they protect against and what not, and why a container
+belongs around it. A block past its time limit is killed here, with its process group. The clock is real, so that a
+block which reads it cannot be replayed exactly.
 """
 
-import json
 import os
 import re
 import signal
@@ -23,14 +14,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
 
-from knapsack.sandbox import InterpreterError, Outcome, child, no_interpreter
+from knapsack.sandbox import InterpreterError, InterpreterPool, Outcome, child, no_interpreter
 
-CHILD = Path(child.__file__)
-ADDRESS_SPACE = 384 * 1024 * 1024  # bytes, of which CPython itself takes some 100 million
-PROCESSOR_TIME = 600  # seconds a session
+COMMAND = [sys.executable, *"-P -s -S -B -W ignore".split(), child.__file__]
 START_TIMEOUT = 30.0  # seconds until a new child must be ready
 MESSAGE_LIMIT = 2_000_000  # bytes the host accepts in one message
 CONTAINER_MARKS = (".dockerenv", "run/.containerenv", "run/systemd/container", "var/run/secrets/kubernetes.io")
@@ -47,7 +36,7 @@ def in_container(root: str | Path = "/") -> bool:
     return re.search(r"docker|kubepods|containerd|lxc|libpod", groups) is not None
 
 
-class CPythonPool:
+class CPythonPool(InterpreterPool):
     """At most ``workers`` children at once; each serves one session and is not used again."""
 
     def __init__(self, workers: int, checkout_timeout: float, anywhere: bool):
@@ -59,52 +48,44 @@ class CPythonPool:
             )
         self._free, self._timeout = threading.BoundedSemaphore(workers), checkout_timeout
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception) -> None:
-        pass
-
     def open(self, tools: dict[str, Callable], time_limit: float, seed: int) -> "CPythonSession":
         if not self._free.acquire(timeout=self._timeout):
             raise no_interpreter(f"none of the pool became free within {self._timeout:g} s")
         try:
-            return CPythonSession(tools, time_limit, seed, self._free.release)
+            session = CPythonSession(tools, time_limit, seed)
         except BaseException:
             self._free.release()
             raise
+        session.closed.callback(self._free.release)
+        return session
 
 
 class CPythonSession:
-    def __init__(self, tools: dict[str, Callable], time_limit: float, seed: int, release: Callable[[], None]):
+    def __init__(self, tools: dict[str, Callable], time_limit: float, seed: int):
         self._tools, self._time_limit, self._blocks = tools, time_limit, 0
         self._socket, theirs = socket.socketpair()
-        numbers = (theirs.fileno(), ADDRESS_SPACE, PROCESSOR_TIME, seed)
+        self._channel = child.Channel(self._socket, MESSAGE_LIMIT)
+        self.closed = ExitStack()  # what is to be done once this session has ended
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-s", "-S", "-B", "-W", "ignore", str(CHILD), *map(str, numbers)],
+                    [*COMMAND, str(theirs.fileno()), str(seed)],
                     env={"PYTHONHASHSEED": "0"},  # the order of a set is the same in every run
                     cwd="/",
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
+                    **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL),
                 )
         except OSError as error:
             self._socket.close()
             raise no_interpreter(error) from error
-        self._release: Callable[[], None] | None = None  # a session that fails to start is released by the pool
         try:
             deadline = time.monotonic() + START_TIMEOUT
-            if not self._receive(deadline).get("ready"):
-                raise ValueError("no sign of life")
-            self._send({"tools": list(tools)}, deadline)
+            self._channel.receive(deadline)  # that it is ready
+            self._channel.send({"tools": list(tools)}, deadline)
         except (OSError, ValueError) as error:
             self.close()
             raise no_interpreter(error) from error
-        self._release = release
 
     def close(self) -> None:
         self._socket.close()
@@ -114,17 +95,15 @@ class CPythonSession:
             except (ProcessLookupError, PermissionError):
                 self._process.kill()
         self._process.wait()
-        if self._release is not None:
-            release, self._release = self._release, None
-            release()
+        self.closed.close()
 
     def run(self, code: str, show: Callable[[str], None], max_calls: int) -> Outcome:
         self._blocks += 1
         calls, deadline = 0, time.monotonic() + self._time_limit
         try:
-            self._send({"block": self._blocks, "code": code}, deadline)
+            self._channel.send({"block": self._blocks, "code": code}, deadline)
             while True:
-                message = self._receive(deadline)
+                message = self._channel.receive(deadline)
                 if message.get("block") != self._blocks:
                     continue  # left over from an earlier block
                 if "show" in message:
@@ -136,7 +115,7 @@ class CPythonSession:
                     began = time.monotonic()
                     answer = self._call(*message["call"])
                     deadline += time.monotonic() - began  # the host's time is not the block's
-                    self._send(answer, deadline)
+                    self._channel.send(answer, deadline)
                 else:
                     kind, text, names = message["done"]
                     kind, text = (None, None) if kind is None else (_text(kind)[:200], _text(text))
@@ -168,30 +147,6 @@ class CPythonSession:
         except Exception as error:
             built_in = next(base for base in type(error).__mro__ if base.__module__ == "builtins")
             return {"error": [built_in.__name__, str(error)]}
-
-    def _send(self, message: dict, deadline: float) -> None:
-        data = json.dumps(message).encode()
-        self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
-        self._socket.sendall(len(data).to_bytes(4, "big") + data)
-
-    def _receive(self, deadline: float) -> dict:
-        size = int.from_bytes(self._exactly(4, deadline), "big")
-        if size > MESSAGE_LIMIT:
-            raise ValueError(f"a message of {size} bytes")
-        message = json.loads(self._exactly(size, deadline))
-        if not isinstance(message, dict):
-            raise ValueError("a message that is no object")
-        return message
-
-    def _exactly(self, size: int, deadline: float) -> bytes:
-        data = bytearray()
-        while len(data) < size:
-            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
-            part = self._socket.recv(size - len(data))
-            if not part:
-                raise InterruptedError("the connection has ended")
-            data += part
-        return bytes(data)
 
 
 def _text(value: object) -> str:

@@ -14,7 +14,7 @@ from typing import Self
 
 import pydantic_monty
 
-from knapsack.sandbox import UNSHOWN, InterpreterError, Outcome, no_interpreter
+from knapsack.sandbox import UNSHOWN, InterpreterError, InterpreterPool, Outcome, no_interpreter
 
 # Bytes a session may take. A text that reaches the host can take five times as much here, if it has one wide character.
 MEMORY_LIMIT = 48 * 1024 * 1024
@@ -23,23 +23,18 @@ REQUEST_TIMEOUT = 20.0  # seconds after which a worker that does not even answer
 CLOCK = datetime(2026, 1, 1, tzinfo=UTC)
 
 # Deaths that a block can cause; any other signal came from outside (an operator, the kernel short of memory).
-_OWN_DEATH = re.compile(r"\(signal: \d+ \((SIGSEGV|SIGABRT|SIGBUS|SIGILL|SIGFPE|SIGTRAP)\)\)")
+_OUTSIDE_KILL = re.compile(r"\(signal: \d++(?! \((SIGSEGV|SIGABRT|SIGBUS|SIGILL|SIGFPE|SIGTRAP)\)\))")
 _HINT = re.compile(r"(?<=is not defined)\. Did you .*", re.DOTALL)  # only the sandbox gives it: a cue for lost imports
-_KILLED = re.compile(r"\(signal: \d+")
 
 
-class MontyPool:
+class MontyPool(InterpreterPool):
     """Up to ``workers`` worker processes, each with one live session at a time."""
 
     def __init__(self, workers: int, checkout_timeout: float):
         if find_spec("opentelemetry") is None:  # else it is looked for on the disk in every turn, a fifth of the time
             sys.modules.setdefault("opentelemetry", None)
-        self._monty = pydantic_monty.Monty(
-            min_processes=1,
-            max_processes=workers,
-            checkout_timeout=checkout_timeout,
-            request_timeout=REQUEST_TIMEOUT,
-        )
+        waits = {"checkout_timeout": checkout_timeout, "request_timeout": REQUEST_TIMEOUT}
+        self._monty = pydantic_monty.Monty(min_processes=1, max_processes=workers, **waits)
 
     def __enter__(self) -> Self:
         self._monty.__enter__()
@@ -145,7 +140,7 @@ class MontySession:
 
 
 def _refuse_outside_kill(error: pydantic_monty.MontyCrashedError) -> None:
-    if _KILLED.search(str(error)) and not _OWN_DEATH.search(str(error)):
+    if _OUTSIDE_KILL.search(str(error)):
         raise InterpreterError(f"the interpreter was killed from outside: {error}") from error
 
 
@@ -157,10 +152,7 @@ def _echoing(code: str) -> str:
         return code
     if not body or not isinstance(body[-1], ast.Expr):
         return code
-    last = body[-1].value
-    lines = code.encode().splitlines(keepends=True)
-    start = sum(map(len, lines[: last.lineno - 1])) + last.col_offset
-    end = sum(map(len, lines[: last.end_lineno - 1])) + last.end_col_offset
-    data = code.encode()
-    shown = b'(lambda value: None if value is None else f"{value!r}")((\n' + data[start:end] + b"\n))"
-    return (data[:start] + shown + data[end:]).decode()
+    last, lines = body[-1], code.encode().splitlines(keepends=True)
+    before = b"".join(lines[: last.lineno - 1]) + lines[last.lineno - 1][: last.col_offset]
+    value = ast.get_source_segment(code, last)  # behind it are only blanks, a comment, a semicolon
+    return f'{before.decode()}(lambda value: None if value is None else f"{{value!r}}")((\n{value}\n))'
