@@ -288,7 +288,7 @@ def train(recipe: Recipe, rows: list[dict], source: str | Path, checkpoints: Pat
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     trained, total = model.get_nb_trainable_parameters()
     learned = amount(training)
-    return model, tokenizer, {
+    facts = {
         "backend": backend,
         "device": device,
         "rows": len(training),
@@ -307,6 +307,7 @@ def train(recipe: Recipe, rows: list[dict], source: str | Path, checkpoints: Pat
         "validation": _curve(history, "eval_"),
         "four_bit_layers": four_bit_layers,
     }
+    return model, tokenizer, facts
 
 
 def _curve(history: list[dict], prefix: str) -> list[dict]:
