@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from knapsack import agent, prompts, runs, traces
 from knapsack.prompts import Detail
-from knapsack.runs import Run, bounded, content_digest, find_base, writing
+from knapsack.runs import Run, bounded, content_digest, find_adapter, find_base, writing
 from knapsack.runtime import Engine, Kind, interpreter_pool
 from knapsack.tasks import Task, read_tasks
 from knapsack.teacher import RuleTeacher
@@ -59,7 +59,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """What a worker process needs to play the open tasks of a cell."""
 
     cell: Cell
@@ -78,11 +78,6 @@ class _Job:
         """Settings that a local model and the client of an endpoint share."""
         names = ("context_length", "max_new_tokens", "temperature", "seed")
         return {name: getattr(self.settings, name) for name in names}
-
-    @property
-    def replies(self) -> Path:
-        """Where the replies of an endpoint are kept."""
-        return self.folder.parent / "replies.sqlite"
 
     @property
     def size(self) -> int:
@@ -125,14 +120,14 @@ def evaluate(
         raise ValueError(f"processes = {processes}: needs at least 1")
     tasks = {split: read_tasks(run.tasks(split), counts[split]) for split in {cell.split for cell in cells}}
     players = {cell.model for cell in cells}
-    asked = _places(run, players, endpoints or {})
-    adapters = {model: run.adapter(model) for model in sorted(players - {"base", "teacher", *asked})}
-    if adapters:
-        from knapsack.models import find_adapter
+    asked = {name: endpoint for name, endpoint in (endpoints or {}).items() if name in players}
+    if asked:
+        from knapsack.endpoints import playing
 
-        for folder in adapters.values():
-            find_adapter(folder)
-            runs.check(folder, "run notebook 03 again")
+        asked = playing.with_keys(run, asked)
+    adapters = {model: run.adapter(model) for model in sorted(players - {"base", "teacher", *asked})}
+    for folder in adapters.values():
+        runs.check(find_adapter(folder), "run notebook 03 again")
     base_digest = content_digest(find_base(settings.base)) if players - asked.keys() else None
     digests = {model: content_digest(folder) for model, folder in adapters.items()}
     with ExitStack() as held:
@@ -155,8 +150,9 @@ def evaluate(
                     waiting.append(task)
             if waiting:
                 shared = (settings, device, max_total_tokens)
-                jobs.append(_Job(cell, folder, waiting, made_with, *shared, adapter, endpoint, key))
-        _ask_first(jobs)
+                jobs.append(Job(cell, folder, waiting, made_with, *shared, adapter, endpoint, key))
+        if paid := [job for job in jobs if job.endpoint]:
+            playing.ask_first(paid)
         for folder, record in records.items():  # only now that nothing was refused
             runs.keep(folder / "settings.json", runs.as_json(record))
         for job in jobs:
@@ -167,30 +163,6 @@ def evaluate(
         with tqdm(total=total, initial=done, **options) as bar:
             if jobs:
                 _play_all(sorted(jobs, key=lambda job: -job.size), processes, bar)
-
-
-def _places(run: Run, models: set[str], endpoints: "dict[str, Endpoint]") -> "dict[str, tuple[Endpoint, str | None]]":
-    """The endpoints of ``models`` and their keys, by name; of an adapter of this run that a server serves, with it."""
-    asked = {}
-    for name in (name for name in endpoints if name in models):
-        from knapsack.endpoints.endpoint import read_key
-
-        endpoint, key = endpoints[name], read_key(endpoints[name])
-        if (run.adapter(name) / "adapter_config.json").exists():
-            endpoint = endpoint.model_copy(update={"weights": content_digest(run.adapter(name))})
-        asked[name] = endpoint, key
-    return asked
-
-
-def _ask_first(jobs: list[_Job]) -> None:
-    """One tiny request to each endpoint that is to play: what is wrong with it shows before any work."""
-    for job in {job.cell.model: job for job in jobs if job.endpoint}.values():
-        from knapsack.endpoints.client import ask_once
-        from knapsack.endpoints.replies import Replies
-
-        limits = {"temperature": job.settings.temperature, "max_total_tokens": job.max_total_tokens}
-        with Replies(job.replies) as replies:
-            ask_once(job.endpoint, job.key, replies, **limits)
 
 
 def _record(folder: Path, kind: Kind, parameters: dict, tasks: list[Task]) -> dict:
@@ -217,7 +189,7 @@ def _record(folder: Path, kind: Kind, parameters: dict, tasks: list[Task]) -> di
     return parameters | {"tasks": digests, "task_ids": list(digests)}
 
 
-def _play_all(jobs: list[_Job], processes: int, bar: tqdm) -> None:
+def _play_all(jobs: list[Job], processes: int, bar: tqdm) -> None:
     """Run the jobs in worker processes and keep the bar; the first error, or Ctrl-C, ends them all."""
     context = multiprocessing.get_context("spawn")  # a process that forks while interpreters are open hangs
     before = bar.n
@@ -252,7 +224,7 @@ def _begin(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _play(job: _Job, stop: Path) -> None:
+def _play(job: Job, stop: Path) -> None:
     """A worker's part: play the open tasks of a cell, until ``stop`` is there: a file that says why."""
 
     def check() -> None:
@@ -283,13 +255,15 @@ def _play(job: _Job, stop: Path) -> None:
 
     settings = job.settings
     limits = agent.EpisodeSettings(settings.max_turns, settings.max_tool_calls, settings.prompt_detail)
-    player = _play_endpoint if job.endpoint else _play_teacher if job.cell.model == "teacher" else _play_model
+    player = _play_teacher if job.cell.model == "teacher" else _play_model
+    if job.endpoint:
+        from knapsack.endpoints.playing import play as player
     keys = [f"{job.cell.name}/{task.task_id}" for task in job.tasks]  # on which the draws of a local model depend
     with at(job.cell.name), interpreter_pool(settings.slots, engine=settings.engine) as pool:
         player(job, ((key, episode(task, key)) for key, task in zip(keys, job.tasks, strict=True)), check)
 
 
-def _play_teacher(job: _Job, plays: Iterator[tuple[str, Generator]], check: Callable[[], None]) -> None:
+def _play_teacher(job: Job, plays: Iterator[tuple[str, Generator]], check: Callable[[], None]) -> None:
     from knapsack import models
 
     settings, tokenizer = job.settings, models.load_tokenizer(job.settings.base)
@@ -298,7 +272,7 @@ def _play_teacher(job: _Job, plays: Iterator[tuple[str, Generator]], check: Call
         agent.run_alone(play, RuleTeacher(task, job.cell.runtime, seed, tokenizer, settings.max_tool_calls))
 
 
-def _play_model(job: _Job, plays: Iterator[tuple[str, Generator]], check: Callable[[], None]) -> None:
+def _play_model(job: Job, plays: Iterator[tuple[str, Generator]], check: Callable[[], None]) -> None:
     import torch
     import transformers
 
@@ -309,13 +283,3 @@ def _play_model(job: _Job, plays: Iterator[tuple[str, Generator]], check: Callab
     options = {"device": job.device, "slots": job.settings.slots}
     model = models.load_model(job.settings.base, job.adapter, **options, **job.sampling)
     agent.run_batched(plays, model, lambda *_: None, check)
-
-
-def _play_endpoint(job: _Job, plays: Iterator[tuple[str, Generator]], check: Callable[[], None]) -> None:
-    from knapsack.endpoints.client import Client
-    from knapsack.endpoints.replies import Replies
-
-    spending = {"max_total_tokens": job.max_total_tokens, "check": check}
-    with Replies(job.replies) as replies:
-        client = Client(job.endpoint, job.key, replies, **spending, **job.sampling)
-        agent.run_concurrently(plays, client.reply, job.settings.slots, lambda *_: None)

@@ -17,7 +17,6 @@ import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -80,16 +79,6 @@ def amount(rows: list[Rendered]) -> dict[str, int]:
     return {"rows": len(rows), "tokens": sum(lengths), "labelled tokens": labelled, "longest row": max(lengths)}
 
 
-def marked(row: Rendered, tokenizer, lines: int = 40, width: int = 110) -> str:
-    """The first ``lines`` of a row's text, cut to ``width`` characters, with + before each that carries labels."""
-    text = []
-    for learned, part in groupby(zip(row.input_ids, row.labels, strict=True), lambda pair: pair[1] != -100):
-        if said := tokenizer.decode([token for token, _ in part]).strip("\n"):
-            cut = [line[:width] + " …" * (len(line) > width) for line in said.split("\n")]
-            text += [("+ " if learned else "  ") + line for line in cut]
-    return "\n".join(text[:lines] + ["  …"] * (len(text) > lines))
-
-
 def split(rows: list[Rendered], recipe: Recipe, base_limit: int) -> tuple[list[Rendered], list[Rendered]]:
     """Training and validation rows, drawn by the seed. Raises ValueError for rows too long or too few.
 
@@ -150,23 +139,6 @@ def collator(pad_token_id: int, base_limit: int):
 
 
 # The training
-
-
-def prepare(backend: str, base: str, folder: str | Path):
-    """Which back end ``backend`` stands for here, made ready to write into ``folder``, and the tokenizer of ``base``.
-
-    To be called before anything imports transformers, trl or peft. Raises what ``gpu.backends.prepare_backend`` and
-    ``models.load_tokenizer`` raise.
-    """
-    from knapsack.gpu.backends import prepare_backend
-
-    chosen = prepare_backend(backend, folder)
-    from transformers.utils.logging import disable_progress_bar
-
-    from knapsack.models import load_tokenizer
-
-    disable_progress_bar()
-    return chosen, load_tokenizer(base)
 
 
 def lora_arguments(recipe: Recipe) -> dict:
@@ -316,7 +288,7 @@ def train(recipe: Recipe, rows: list[dict], source: str | Path, checkpoints: Pat
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     trained, total = model.get_nb_trainable_parameters()
     learned = amount(training)
-    return model, tokenizer, {
+    facts = {
         "backend": backend,
         "device": device,
         "rows": len(training),
@@ -335,6 +307,7 @@ def train(recipe: Recipe, rows: list[dict], source: str | Path, checkpoints: Pat
         "validation": _curve(history, "eval_"),
         "four_bit_layers": four_bit_layers,
     }
+    return model, tokenizer, facts
 
 
 def _curve(history: list[dict], prefix: str) -> list[dict]:
@@ -369,22 +342,6 @@ class TrainingReport:
     losses: list[dict]  # {"step", "loss", "accuracy" or None}: means over the steps of a logging interval
     validation: list[dict]  # the same on the held-out rows, from step 0 on: means over their batches
     four_bit_layers: int = 0  # adapted layers that were found to be 4-bit NF4 with double quantisation, all or none
-
-    def summary(self) -> dict[str, str]:
-        """What a reader wants to know of it: a column of the table in notebook 03."""
-        losses = [f"{point['loss']:.3f}" for point in self.validation]
-        return {
-            "rows (held out)": f"{self.rows} ({self.validation_rows})",
-            "steps": f"{self.steps}" + (f" (from {self.resumed_from})" if self.resumed_from else ""),
-            "seconds": f"{self.seconds:.0f}",
-            "tokens a second": f"{self.tokens_per_second:,.0f}",
-            "peak memory": f"{self.peak_memory / 2**20:,.0f} MiB",
-            "trained parameters": f"{self.trained_parameters:,} of {self.parameters:,}",
-            "adapter": f"{self.adapter_bytes / 2**20:.1f} MiB",
-            "validation loss": f"{losses[0]} → {losses[-1]}" if losses else "none held out",
-            "base weights": "4-bit NF4, double quantisation" if self.four_bit_layers else "bfloat16",
-            "back end": f"{self.backend} on {self.device}",
-        }
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -20,7 +20,7 @@ from knapsack import prompts
 from knapsack.agent import ContextFull, Reply
 from knapsack.chat_template import template_of
 from knapsack.prompts import Message
-from knapsack.runs import find_base, stream
+from knapsack.runs import find_adapter, find_base, stream
 
 PREFILL_STEP = 32  # prompts are padded to multiples of this: few shapes, for which kernels are prepared once
 PREFILL_MOST = 2048  # tokens read at once: attention may take memory for heads × these × all tokens before them
@@ -186,13 +186,6 @@ def choose(logits: torch.Tensor, temperature: float, draws: Sequence[float]) -> 
     cumulated = (logits.float() / temperature).softmax(-1).double().cumsum(-1)
     marks = torch.tensor(draws, dtype=torch.double, device=logits.device)[:, None] * cumulated[:, -1:]
     return torch.searchsorted(cumulated, marks, right=True)[:, 0].clamp(max=logits.shape[-1] - 1).tolist()
-
-
-def find_adapter(folder: str | Path) -> Path:
-    """``folder`` if an adapter lies there; FileNotFoundError with the remedy if not."""
-    if not (Path(folder) / "adapter_config.json").exists():
-        raise FileNotFoundError(f"there is no adapter in {folder}: run notebook 03 first")
-    return Path(folder)
 
 
 def load_tokenizer(base: str | Path):

@@ -125,6 +125,13 @@ def find_base(base: str | Path) -> str | Path:
     return folder if folder.is_dir() else base
 
 
+def find_adapter(folder: str | Path) -> Path:
+    """``folder`` if an adapter lies there; FileNotFoundError with the remedy if not."""
+    if not (Path(folder) / "adapter_config.json").exists():
+        raise FileNotFoundError(f"there is no adapter in {folder}: run notebook 03 first")
+    return Path(folder)
+
+
 def content_digest(source: str | Path) -> str:
     """Digest of what determines a model's or adapter's replies; for a name that is no folder, the name.
 

@@ -112,6 +112,8 @@ class Task:
 
     def to_json(self) -> dict:
         """The published task format (``pythonformer.task.v1``), with NO_TIME as the time of generation."""
+        records = sorted(self.items.items())
+        private = {i: {"weight": item.weight, "value": item.value, "class": item.item_class} for i, item in records}
         return {
             "schema_version": "pythonformer.task.v1",
             "family": "knapsack",
@@ -126,12 +128,7 @@ class Task:
                 "allowed_classes": list(self.allowed_classes),
                 "inspect_budget": self.inspect_budget,
             },
-            "private": {
-                "items": {
-                    i: {"weight": item.weight, "value": item.value, "class": item.item_class}
-                    for i, item in sorted(self.items.items())
-                }
-            },
+            "private": {"items": private},
             "reference": {
                 "optimal_item_ids": list(self.optimal_items),
                 "optimal_value": self.optimal_value,

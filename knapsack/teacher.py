@@ -99,7 +99,7 @@ class RuleTeacher:
 
     def __call__(self, messages: list[Message]) -> Reply:
         thought = self._read(messages[-1]["content"]) if self.turn else self._word(OPENING)
-        code = self._write()
+        code = self._look() if self.phase == "look" else self._take() if self.phase == "take" else "finish()\n"
         if self.turn == self.plan.slip_turn and self.phase != "finish":
             code = self._slip(code)
         self.turn += 1
@@ -139,11 +139,6 @@ class RuleTeacher:
 
     def _restoring(self) -> str:
         return self._word(RESTORED) + " " if self.kind == "stateless" else ""
-
-    def _write(self) -> str:
-        if self.phase == "finish":
-            return "finish()\n"
-        return self._look() if self.phase == "look" else self._take()
 
     def _slip(self, code: str) -> str:
         """The same block with a natural mistake: a misremembered helper, or records not bound again."""

@@ -180,8 +180,6 @@ def read_trace(path: str | Path) -> Trace:
         if own.get("schema") != SCHEMA:
             raise CorruptFileError(f"{details_path(path)} has the schema {own.get('schema')}, not {SCHEMA}; {remedy}")
     trace = read_json(path, remedy)
-    if not result_path(path).exists():
-        raise CorruptFileError(f"{result_path(path)} is missing beside its trace; {remedy}")
     result = read_json(result_path(path), remedy)
     cell = Cell.of(path.parent.parent.name)  # published folders say model, runtime and difficulty
     facts = own or (vars(cell) if cell else {})
@@ -205,14 +203,12 @@ def _played(trace: dict, own: dict | None, kind: runtime.Kind | None) -> dict:
     system = prompts.message("system", "\n\n".join(summary["system_prompts"]))
     messages, turns = [system, prompts.message("user", summary["task"])], []
     for index, step in enumerate(steps):
-        turn = _turn(step, own["turns"][index]) if own else _published_turn(step, [turn.code for turn in turns])
-        if turn.observation is None:
-            seen = prompts.protocol_error_message(turn.protocol_error, kind, ())
-        else:
-            seen = prompts.observation_message(turn.observation, kind)
-        content = contents.get(step["turn"], seen["content"])  # version 1 of the format has no observations
-        messages += [prompts.message("assistant", turn.text), prompts.message("user", content)]
-        turns.append(turn)
+        earlier, text, usage = [turn.code for turn in turns], step["assistant_text"], step["token_usage"]
+        seen, problem = _outcome(step, own["turns"][index]) if own else _published_outcome(step, earlier)
+        told = prompts.observation_message(seen, kind) if seen else prompts.protocol_error_message(problem, kind, ())
+        content = contents.get(step["turn"], told["content"])  # version 1 of the format has no observations
+        messages += [prompts.message("assistant", text), prompts.message("user", content)]
+        turns.append(Turn(text, step["code"], seen, problem, usage["prompt_tokens"], usage["completion_tokens"]))
     reason, errors = summary["finish_reason"], summary["errors"]
     error = errors[-1] if reason == "error" and errors else None
     return {"messages": messages, "turns": turns, "finish_reason": reason, "error": error}
@@ -249,23 +245,23 @@ def _unanswered(events: list[dict]) -> bool:
     return bool(failure) and not TOO_LONG.search(failure)
 
 
-def _turn(step: dict, extra: dict) -> Turn:
-    outcome, usage, seen = step["interpreter_result"], step["token_usage"], None
-    if extra["protocol_error"] is None:
-        known = {name: tuple(extra[name]) if isinstance(extra[name], list) else extra[name] for name in KEPT}
-        error = outcome["error"]
-        text = None if error is None else error[len(known["error_type"]) :].removeprefix(": ")
-        seen = Observation(output=outcome["output"], error_text=text, **known)
-    spent = (usage["prompt_tokens"], usage["completion_tokens"])
-    return Turn(step["assistant_text"], step["code"], seen, extra["protocol_error"], *spent)
+def _outcome(step: dict, extra: dict) -> tuple[Observation | None, str | None]:
+    """What a turn's code did, or what was wrong with the reply."""
+    outcome = step["interpreter_result"]
+    if extra["protocol_error"] is not None:
+        return None, extra["protocol_error"]
+    known = {name: tuple(extra[name]) if isinstance(extra[name], list) else extra[name] for name in KEPT}
+    error = outcome["error"]
+    text = None if error is None else error[len(known["error_type"]) :].removeprefix(": ")
+    return Observation(output=outcome["output"], error_text=text, **known), None
 
 
-def _published_turn(step: dict, earlier: list[str | None]) -> Turn:
-    """A turn without details: kinds of errors and missing bindings are told from texts and earlier code."""
-    outcome, code, usage = step["interpreter_result"] or {}, step["code"], step["token_usage"]
-    error, spent = (outcome.get("error") or "").strip(), (usage["prompt_tokens"], usage["completion_tokens"])
-    if code is None:
-        return Turn(step["assistant_text"], None, None, error or prompts.NO_CODE, *spent)
+def _published_outcome(step: dict, earlier: list[str | None]) -> tuple[Observation | None, str | None]:
+    """The same without details: kinds of errors and missing bindings are told from texts and earlier code."""
+    outcome = step["interpreter_result"] or {}
+    error = (outcome.get("error") or "").strip()
+    if step["code"] is None:
+        return None, error or prompts.NO_CODE
     last = error.splitlines()[-1] if error else ""
     undefined = runtime.undefined_name(last)
     kind, _, text = last.partition(": ")
@@ -279,4 +275,4 @@ def _published_turn(step: dict, earlier: list[str | None]) -> Turn:
         cap_hit=cap,
         missing_binding=undefined is not None and any(undefined in bound_names(code or "") for code in earlier),
     )
-    return Turn(step["assistant_text"], code, observation, None, *spent)
+    return observation, None

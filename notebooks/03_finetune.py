@@ -51,7 +51,9 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown, display
 
-from knapsack.finetune import Recipe, amount, finetune, marked, prepare, tokenize_rows
+from knapsack.analysis.trainings import marked, summary
+from knapsack.finetune import Recipe, amount, finetune, tokenize_rows
+from knapsack.gpu.backends import prepare
 from knapsack.runs import find_base, open_run, pick
 from knapsack.runtime import KINDS
 from knapsack.training_data import read_rows
@@ -132,7 +134,7 @@ axes[0].legend(fontsize="small")
 plt.show()
 
 # %%
-pd.DataFrame({kind: report.summary() for kind, report in reports.items()})
+pd.DataFrame({kind: summary(report) for kind, report in reports.items()})
 
 # %% [markdown]
 # Seconds include validation and checkpoints; memory is the peak of this notebook's process (on a GPU: of the tensors).

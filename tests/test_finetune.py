@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from knapsack import finetune as ft
 from knapsack import runs
+from knapsack.analysis.trainings import marked
 from knapsack.prompts import Rendered, render
 
 ROWS = make_rows(40)
@@ -70,7 +71,7 @@ def test_only_assistant_text_is_labelled(tokenizer):
         assert tokenizer.decode([label for label in item.labels if label != -100]) == "".join(said)
         prompt = render(row["messages"][:2], tokenizer, reply_follows=True).input_ids
         assert item.input_ids[: len(prompt)] == prompt  # a training row begins with the prompt of inference
-        shown = [line[2:] for line in ft.marked(item, tokenizer).split("\n") if line.startswith("+ ")]
+        shown = [line[2:] for line in marked(item, tokenizer).split("\n") if line.startswith("+ ")]
         assert shown == "\n".join(said).split("\n")
     with pytest.raises(ValueError, match="row 2 has no assistant"):
         ft.tokenize_rows([rows[0], {"messages": rows[0]["messages"][:2]}], tokenizer)

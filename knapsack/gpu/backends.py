@@ -62,6 +62,21 @@ def prepare_backend(name: str, folder: str | Path) -> str:
     return name
 
 
+def prepare(backend: str, base: str, folder: str | Path):
+    """Which back end ``backend`` stands for here, made ready to write into ``folder``, and the tokenizer of ``base``.
+
+    To be called before anything imports transformers, trl or peft. Raises what ``prepare_backend`` and
+    ``models.load_tokenizer`` raise.
+    """
+    chosen = prepare_backend(backend, folder)
+    from transformers.utils.logging import disable_progress_bar
+
+    from knapsack.models import load_tokenizer
+
+    disable_progress_bar()
+    return chosen, load_tokenizer(base)
+
+
 def check_packages(recipe: Recipe) -> None:
     """Raises ImportError, with the remedy, if the recipe needs a package that is not installed."""
     if recipe.load_in_4bit and find_spec("bitsandbytes") is None:
