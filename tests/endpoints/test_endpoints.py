@@ -20,7 +20,7 @@ from scripted import CONFIG, block, persistent_texts
 
 from knapsack import traces
 from knapsack.agent import ContextFull, Reply
-from knapsack.analysis import metrics
+from knapsack.analysis import estimates, metrics
 from knapsack.endpoints.client import PROBE, PROBE_TOKENS, Client, SpendingCapReached, ask_once
 from knapsack.endpoints.endpoint import Endpoint, EndpointError
 from knapsack.endpoints.replies import Replies
@@ -367,7 +367,8 @@ def test_a_server_that_fails_scores_nothing_and_the_resumed_run_ends_like_an_und
         assert len(server.requests) <= 15 + 2  # two episodes at once, and no more after that
         finished = [name for name in episodes(run) if name.endswith(".trace.json")]
         assert 3 <= len(finished) < 6
-        _, cells = metrics.write_results(run)
+        played, _ = metrics.write_results(run)
+        cells = estimates.cells_table(played, estimates.estimates_table(played))
         assert list(cells["runtime"]) == list(KINDS) and list(cells["unscored"]) == [0, 6 - len(finished)]
         assert list(cells["n"]) == [3, len(finished) - 3]
 
