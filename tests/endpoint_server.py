@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
-GARBAGE = "<html>It works!</html>"
-
 
 def completion(text: str | None, prompt: int, spent: int, reason: str | None = "stop", total: int = 0) -> dict:
     usage = {"prompt_tokens": prompt, "completion_tokens": spent, "total_tokens": total or prompt + spent}

@@ -106,6 +106,7 @@ class Printed(io.TextIOBase):
             pending, self.pending = self.pending, ""
             self.channel.send({"block": self.block, "show": pending})
 
+
 def limit() -> None:
     """Give up rights and set limits, for good."""
     for name, value in (

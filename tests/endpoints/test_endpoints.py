@@ -15,18 +15,7 @@ from dataclasses import asdict, replace
 
 import psutil
 import pytest
-from endpoint_server import (
-    CONTEXT_REFUSALS,
-    GARBAGE,
-    EndpointServer,
-    answer,
-    completion,
-    cut,
-    drip,
-    error,
-    hang,
-    reset,
-)
+from endpoint_server import CONTEXT_REFUSALS, EndpointServer, answer, completion, cut, drip, error, hang, reset
 from scripted import CONFIG, block, persistent_texts
 
 from knapsack import traces
@@ -49,14 +38,14 @@ CELLS = [Cell("served", kind, "easy") for kind in KINDS]
 OPTIONS = {"temperature": 0.2, "max_new_tokens": 100, "context_length": 4000, "seed": 7}
 
 
+def words(messages: list[dict]) -> str:
+    return WORDS
+
+
 def policy(messages: list[dict]) -> str:
     """The persistent style, whatever the runtime: three turns where names stay, four where they do not."""
     texts = persistent_texts(skip=len(messages[1]["content"]) % 3)
     return texts[min(sum(message["role"] == "assistant" for message in messages), len(texts) - 1)]
-
-
-def words(messages: list[dict]) -> str:
-    return WORDS
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +138,7 @@ PASSING = {
     "HTTP 408": error(408),
     "HTTP 429": error(429),
     "HTTP 503": error(503, "starting"),
-    "not JSON": answer(GARBAGE),
+    "not JSON": answer("<html>It works!</html>"),
     "deep JSON": answer("[" * 100_000),
     "another object": answer({"object": "list", "data": []}),
     "an error in a whole answer": answer({"error": {"message": "upstream failed"}}),
@@ -194,7 +183,6 @@ def test_retry_after_is_respected_up_to_two_minutes():
     ("fault", "said"),
     [
         (error(401, "wrong key secret-key"), r'HTTP 401: wrong key \*\*\*; .*"key" names the environment variable'),
-        (error(404, "no model m"), "HTTP 404: no model m; check the model's name"),
         (error(422, "seed is unknown"), "HTTP 422: seed is unknown; the server refuses such requests"),
         (answer({**completion("x", 9, 1), "usage": None}), r"does not count tokens \(usage: None\)"),
         (answer({**completion("x", 9, 1), "usage": {"prompt_tokens": "9"}}), "does not count tokens"),
@@ -379,7 +367,12 @@ def test_a_server_that_fails_scores_nothing_and_the_resumed_run_ends_like_an_und
         assert len(server.requests) <= 15 + 2  # two episodes at once, and no more after that
         finished = [name for name in episodes(run) if name.endswith(".trace.json")]
         assert 3 <= len(finished) < 6
+<<<<<<< HEAD
         cells = estimates.cells_table(metrics.write_results(run)[0])
+=======
+        played, _ = metrics.write_results(run)
+        cells = estimates.cells_table(played, estimates.estimates_table(played))
+>>>>>>> h/rooms2
         assert list(cells["runtime"]) == list(KINDS) and list(cells["unscored"]) == [0, 6 - len(finished)]
         assert list(cells["n"]) == [3, len(finished) - 3]
 

@@ -20,7 +20,7 @@ from knapsack.endpoints.endpoint import Endpoint, EndpointError, check_server
 from knapsack.evaluate import Settings, evaluate
 from knapsack.finetune import Recipe, finetune
 from knapsack.gpu import serve
-from knapsack.runs import find_base, keep_together, open_run, write_json, write_text
+from knapsack.runs import SUMS, find_base, keep_together, open_run, write_json, write_text
 from knapsack.runtime import KINDS, interpreter_pool
 from knapsack.tasks import read_tasks, sample_split, sample_task, write_tasks
 from knapsack.traces import Cell
@@ -186,7 +186,7 @@ def test_print_starts_nothing_and_needs_no_vllm(finished, capsys):
 def test_the_rank_is_one_that_vllm_has(finished, rank, served_as):
     for kind in KINDS:
         write_json(finished.adapter(kind) / "adapter_config.json", {"r": rank})
-        (finished.training(kind) / "training.json").unlink()
+        (finished.adapter(kind) / SUMS).unlink()
     assert after(serve.serve_command(finished, "vllm"), "--max-lora-rank") == served_as
 
 
@@ -205,7 +205,7 @@ def test_the_context_is_that_of_the_profile_then_of_p_then_of_notebook_04_then_o
 def test_an_adapter_without_a_chat_template_is_served_with_that_of_its_training(finished):
     for kind in KINDS:
         (finished.adapter(kind) / "chat_template.jinja").unlink()
-        (finished.training(kind) / "training.json").unlink()
+        (finished.adapter(kind) / SUMS).unlink()
     path = after(serve.serve_command(finished, "vllm"), "--chat-template")
     tokenizer = models.load_tokenizer("nano")
     tokenizer.chat_template = Path(path).read_text()
@@ -218,7 +218,7 @@ def other_adapter(rank: int | None, run) -> None:
     path = run.adapter("stateless") / "adapter_config.json"
     path.unlink() if rank is None else write_json(path, {"r": rank})
     if rank == 1024:  # in a run that does not say which adapter it had
-        (run.training("stateless") / "training.json").unlink()
+        (run.adapter("stateless") / SUMS).unlink()
 
 
 @pytest.mark.parametrize(
