@@ -367,12 +367,8 @@ def test_a_server_that_fails_scores_nothing_and_the_resumed_run_ends_like_an_und
         assert len(server.requests) <= 15 + 2  # two episodes at once, and no more after that
         finished = [name for name in episodes(run) if name.endswith(".trace.json")]
         assert 3 <= len(finished) < 6
-<<<<<<< HEAD
-        cells = estimates.cells_table(metrics.write_results(run)[0])
-=======
         played, _ = metrics.write_results(run)
         cells = estimates.cells_table(played, estimates.estimates_table(played))
->>>>>>> h/rooms2
         assert list(cells["runtime"]) == list(KINDS) and list(cells["unscored"]) == [0, 6 - len(finished)]
         assert list(cells["n"]) == [3, len(finished) - 3]
 
