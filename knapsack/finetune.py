@@ -371,7 +371,7 @@ def save_adapter(model, tokenizer, recipe: Recipe, output: Path, base: str) -> i
     (partial / "README.md").unlink(missing_ok=True)  # a template that says nothing about this adapter
     config = runs.read_json(partial / "adapter_config.json") | {"base_model_name_or_path": base}
     config |= {"auto_mapping": None, "target_modules": sorted(recipe.target_modules)}  # in one order, without extras
-    runs.write_json(partial / "adapter_config.json", config)
+    runs.write_text(partial / "adapter_config.json", runs.as_json(config))
     runs.write_text(partial / "chat_template.jinja", template_of(tokenizer).jinja)
     runs.keep_together(partial)
     os.replace(partial, adapter)

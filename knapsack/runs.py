@@ -246,23 +246,9 @@ def write_text(path: str | Path, text: str) -> None:
         raise unwritable(path, error) from error
 
 
-def write_folder(folder: str | Path, texts: dict[str, str]) -> None:
-    """Make ``folder`` hold exactly these files, name → text; raises what ``write_text`` raises."""
-    for old in Path(folder).glob("*"):
-        if old.name not in texts:
-            old.unlink()
-    for name, text in texts.items():
-        write_text(Path(folder) / name, text)
-
-
 def as_json(value: object) -> str:
     """``value`` as JSON text with sorted keys, so that equal values give equal bytes."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def write_json(path: str | Path, value: object) -> None:
-    """Write ``as_json(value)``."""
-    write_text(path, as_json(value))
 
 
 @contextmanager
@@ -353,8 +339,7 @@ def discard(folder: str | Path, names: Collection[str]) -> None:
     folder = Path(folder)
     left = "".join(f"{known}  {name}\n" for name, known in kept(folder).items() if name not in names)
     if (folder / SUMS).read_text(encoding="utf-8", errors="replace").startswith(TOGETHER):
-        shutil.rmtree(folder)
-        return
+        return shutil.rmtree(folder)
     for name in names:
         (folder / name).unlink(missing_ok=True)
     write_text(folder / SUMS, left)

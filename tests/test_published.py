@@ -17,7 +17,7 @@ from replay import differences, replay
 from knapsack import tasks, traces, training_data
 from knapsack.agent import ContextFull, EpisodeSettings, Reply, episode, run_alone
 from knapsack.analysis import estimates, metrics
-from knapsack.runs import CorruptFileError, Run, read_json, write_json
+from knapsack.runs import CorruptFileError, Run, as_json, read_json, write_text
 from knapsack.runtime import RUNTIME_KINDS
 from knapsack.tasks import Task, preset, sample_task, write_tasks
 
@@ -159,7 +159,7 @@ def test_our_traces_can_be_replayed(written):
     for done, path in written:
         assert differences(traces.read_trace(path), replay(done.task, traces.read_trace(path))) == []
         bare = path.parents[2] / "bare" / path.parent.parent.name / "knapsack" / path.name
-        write_json(bare, without_observations(read_json(path)))
+        write_text(bare, as_json(without_observations(read_json(path))))
         shutil.copyfile(traces.result_path(path), traces.result_path(bare))
         trace = traces.read_trace(bare)
         assert (trace.status, trace.model, trace.kind) == ("completed", "base", done.kind)
@@ -222,7 +222,7 @@ def download(run, tmp_path):
     for cell in (run.folder / "evaluations").iterdir():
         shutil.copytree(cell / "knapsack", folder / cell.name / "knapsack")
         for path in (folder / cell.name).glob("knapsack/*.trace.json"):
-            write_json(path, without_observations(read_json(path)))
+            write_text(path, as_json(without_observations(read_json(path))))
     shutil.copytree(run.folder / "tasks" / "easy", folder / "easy")
     return folder
 
@@ -284,8 +284,9 @@ def test_a_dead_server_is_unscored_and_a_failing_model_is_not(download, turns, e
     finish = {"reason": "max_turns", "token_usage": spent}
     kept.append({"type": "FinishEvent", "data": finish, "timestamp": trace["started_at"]})
     summary = {"num_steps": turns, "errors": errors, "finish_reason": "max_turns", "token_usage": spent}
-    write_json(path, trace | {"events": kept, "summary": trace["summary"] | summary})
-    write_json(traces.result_path(path), result | {"result": result["result"] | {"score": 0.0, "is_solved": False}})
+    write_text(path, as_json(trace | {"events": kept, "summary": trace["summary"] | summary}))
+    scored = result["result"] | {"score": 0.0, "is_solved": False}
+    write_text(traces.result_path(path), as_json(result | {"result": scored}))
     episodes, _ = metrics.read_cells(download)
     cell = estimates.cells_table(episodes).set_index("model").loc["qwen3-8b"]
     row = episodes[episodes["model"] == "qwen3-8b"].set_index("task_id").loc[traces.read_trace(path).task_id]
@@ -300,7 +301,7 @@ def test_timeouts_errors_and_broken_downloads_are_unscored(download):
         if status is None:
             traces.result_path(path).unlink()
         else:
-            write_json(traces.result_path(path), pair(path)[1] | {"status": status, "error": "900 s"})
+            write_text(traces.result_path(path), as_json(pair(path)[1] | {"status": status, "error": "900 s"}))
     files[1].unlink()
     episodes, turns = metrics.read_cells(download)
     cell = episodes[(episodes["model"] == "persistent") & (episodes["runtime"] == "persistent")]

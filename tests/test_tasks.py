@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import CHECKOUT, EXAMPLES
 
-from knapsack.runs import SUMS, CorruptFileError, FolderInUseError, write_json, writing
+from knapsack.runs import SUMS, CorruptFileError, FolderInUseError, as_json, write_text, writing
 from knapsack.tasks import (
     MAX_DOMINANCE,
     PRESETS,
@@ -211,7 +211,7 @@ def test_a_task_has_a_time_in_the_published_form():
 
 def test_a_damaged_task_file_of_others_is_named(tmp_path):
     path = tmp_path / "tasks" / "knapsack" / "knapsack-0000000000.json"
-    write_json(path, sample_task(7, EASY).to_json())
+    write_text(path, as_json(sample_task(7, EASY).to_json()))
     path.write_text(path.read_text()[:-100])
     with pytest.raises(CorruptFileError, match=r"knapsack-0000000000\.json.*download it anew"):
         read_tasks(tmp_path)

@@ -9,7 +9,7 @@ import pandas as pd
 from knapsack.agent import Turn
 from knapsack.analysis.causes import CAUSES
 from knapsack.analysis.metrics import cell_name, completed
-from knapsack.runs import Run, write_folder
+from knapsack.runs import Run, write_text
 from knapsack.runtime import KINDS
 from knapsack.traces import Cell, Trace, read_trace, trace_path
 
@@ -63,6 +63,15 @@ def write_examples(run: Run, failures: pd.DataFrame, cells: str | Path) -> str:
             lines.append(f"* **{cause}**: [{where}](../{run.results.name}/{FOLDER}/{name}), turn {row['turn'] + 1}\n")
     write_folder(run.results / FOLDER, pages)
     return "".join(lines)
+
+
+def write_folder(folder: str | Path, texts: dict[str, str]) -> None:
+    """Make ``folder`` hold exactly these files, name → text; raises what ``write_text`` raises."""
+    for old in Path(folder).glob("*"):
+        if old.name not in texts:
+            old.unlink()
+    for name, text in texts.items():
+        write_text(Path(folder) / name, text)
 
 
 def one_episode(cells: str | Path, episodes: pd.DataFrame) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 from knapsack.analysis import excerpts, figures
 from knapsack.analysis.claims import claims_shown, summary
 from knapsack.analysis.tables import Table, markdown
-from knapsack.runs import Run, open_run, project_folder, write_folder, write_text
+from knapsack.runs import Run, open_run, project_folder, write_text
 
 START, END = "<!-- claims: computed by knapsack.analysis.publish -->", "<!-- end of claims -->"
 
@@ -53,7 +53,7 @@ def publish_claims(run: Run, folder: str | Path, readme: str | Path) -> None:
         raise ValueError(f"{readme} needs the lines {START} and {END}")
     kept = {path.name: path.read_text(encoding="utf-8") for path in sorted(run.tables.iterdir())}
     kept["claims.csv"] = source.read_text(encoding="utf-8")
-    write_folder(folder, kept)
+    excerpts.write_folder(folder, kept)
     write_text(readme, f"{before}{readme_block(read_claims(source))}{after}")
 
 
@@ -65,7 +65,7 @@ def publish_examples(run: Run, folder: str | Path, notebook: str | Path) -> None
     """
     source = run.results / excerpts.FOLDER
     pages = {path.name: path.read_text(encoding="utf-8") for path in sorted(source.glob("*.md"))}
-    write_folder(Path(folder) / excerpts.FOLDER, pages)
+    excerpts.write_folder(Path(folder) / excerpts.FOLDER, pages)
     before, after = (f"](../{parent}/{excerpts.FOLDER}/" for parent in (run.results.name, Path(folder).name))
     book = nbformat.read(notebook, 4)
     for number, cell in enumerate((cell for cell in book.cells if cell.cell_type == "code"), start=1):

@@ -19,7 +19,7 @@ from knapsack import prompts
 from knapsack.agent import EpisodeSettings, episode, run_alone
 from knapsack.nano import curriculum
 from knapsack.nano import model as nano
-from knapsack.runs import provenance, read_json, write_json, write_text
+from knapsack.runs import as_json, provenance, read_json, write_text
 from knapsack.runtime import KINDS, interpreter_pool
 from knapsack.tasks import preset, sample_task
 from knapsack.teacher import RuleTeacher
@@ -243,7 +243,7 @@ def main() -> None:
         "history": history,
         **provenance(),
     }
-    write_json(arguments.out / "training.json", record)
+    write_text(arguments.out / "training.json", as_json(record))
     write_card(arguments.out)
 
 

@@ -121,3 +121,9 @@ def test_an_episode_of_one_turn_is_shown(tmp_path):
     episodes, _ = metrics.read_cells(run.folder / "evaluations")
     path = trace_path(run.evaluations / "base_persistent_easy", episodes["task_id"][0])
     assert read_trace(path).turns and "**Turn 1**" in excerpts.one_episode(run.folder / "evaluations", episodes)
+
+
+def test_a_folder_holds_exactly_what_was_written(tmp_path):
+    excerpts.write_folder(tmp_path / "x", {"a.md": "1", "b.md": "2"})
+    excerpts.write_folder(tmp_path / "x", {"b.md": "3"})
+    assert {path.name: path.read_text() for path in (tmp_path / "x").iterdir()} == {"b.md": "3"}

@@ -20,7 +20,7 @@ from knapsack.endpoints.endpoint import Endpoint, EndpointError, check_server
 from knapsack.evaluate import Settings, evaluate
 from knapsack.finetune import Recipe, finetune
 from knapsack.gpu import serve
-from knapsack.runs import SUMS, find_base, keep_together, open_run, write_json, write_text
+from knapsack.runs import SUMS, as_json, find_base, keep_together, open_run, write_text
 from knapsack.runtime import KINDS, interpreter_pool
 from knapsack.tasks import read_tasks, sample_split, sample_task, write_tasks
 from knapsack.traces import Cell
@@ -141,7 +141,7 @@ def finished(tmp_path):
     """A run as notebook 03 leaves it, but for the weights."""
     run = open_run(tmp_path / "a run")
     for kind in KINDS:
-        write_json(run.adapter(kind) / "adapter_config.json", {"r": 64})
+        write_text(run.adapter(kind) / "adapter_config.json", as_json({"r": 64}))
         write_text(run.adapter(kind) / "chat_template.jinja", "{{ messages }}")
         keep_together(run.adapter(kind))
     run.record("run_notebooks", {"profile": "paper", "set": [], "first": 1, "last": 3})
@@ -185,7 +185,7 @@ def test_print_starts_nothing_and_needs_no_vllm(finished, capsys):
 @pytest.mark.parametrize(("rank", "served_as"), [(1, "1"), (4, "8"), (64, "64"), (300, "320")])
 def test_the_rank_is_one_that_vllm_has(finished, rank, served_as):
     for kind in KINDS:
-        write_json(finished.adapter(kind) / "adapter_config.json", {"r": rank})
+        write_text(finished.adapter(kind) / "adapter_config.json", as_json({"r": rank}))
         (finished.adapter(kind) / SUMS).unlink()
     assert after(serve.serve_command(finished, "vllm"), "--max-lora-rank") == served_as
 
@@ -216,7 +216,7 @@ def test_an_adapter_without_a_chat_template_is_served_with_that_of_its_training(
 
 def other_adapter(rank: int | None, run) -> None:
     path = run.adapter("stateless") / "adapter_config.json"
-    path.unlink() if rank is None else write_json(path, {"r": rank})
+    path.unlink() if rank is None else write_text(path, as_json({"r": rank}))
     if rank == 1024:  # in a run that does not say which adapter it had
         (run.adapter("stateless") / SUMS).unlink()
 

@@ -25,7 +25,7 @@ from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap
 from knapsack.analysis.metrics import write_csv
 from knapsack.analysis.several_runs import SideBySide
 from knapsack.analysis.statistics import MARGIN
-from knapsack.runs import Run, provenance, read_json, write_json, write_text
+from knapsack.runs import Run, as_json, provenance, read_json, write_text
 
 SHOWN_WIDTH = 520  # pixels in a notebook
 
@@ -113,7 +113,7 @@ def draw_all(
             manifest[name] = made | {"files": files, "caption": caption}
             picture = Image(run.figures / files[0], width=SHOWN_WIDTH, alt=caption)
             drawn[name] = [picture, Markdown(caption)]
-    write_json(run.figures / "manifest.json", manifest)
+    write_text(run.figures / "manifest.json", as_json(manifest))
     for old in orphans(run.figures):  # of a figure that is not drawn any more
         (run.figures / old).unlink()
     return drawn
