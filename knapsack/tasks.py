@@ -54,6 +54,9 @@ class KnapsackConfig:
     capacity_ratio: tuple[PositiveFloat, Annotated[float, Field(le=1)]]  # as a share of the allowed items' total weight
     id_pool: int | None = None  # None: ids from 128 random bits; a number: ids from a fixed pool of that size
 
+    easy = classmethod(lambda cls: preset("easy"))  # ``KnapsackConfig.easy()``: the paper's Easy tasks
+    hard = classmethod(lambda cls: preset("hard"))
+
     def __post_init__(self):
         for name in ("items", "weights", "values", "capacity_ratio"):
             low, high = getattr(self, name)

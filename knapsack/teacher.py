@@ -28,21 +28,13 @@ OPENING = (
     "I start with a batch of items.",
     "I list the items and inspect a first batch.",
 )
-MORE = (
-    "I inspect more.",
-    "I go on inspecting.",
-    "Next batch.",
-    "There is budget left, so I look at more items.",
-)
+MORE = ("I inspect more.", "I go on inspecting.", "Next batch.", "There is budget left, so I look at more items.")
 TAKE = (
     "Now I take the items with the best value per weight.",
     "I fill the knapsack by value per weight.",
     "The budget is spent, so I take the best items.",
 )
-AGAIN = (
-    "Not everything was tried yet, so I go on taking.",
-    "The calls ran out. I go on taking.",
-)
+AGAIN = ("Not everything was tried yet, so I go on taking.", "The calls ran out. I go on taking.")
 DONE = ("Everything that fits was tried. I finish.", "Nothing more fits. Done.", "The knapsack is full. I finish.")
 CAPPED = (
     "Too many calls in one turn. I use smaller batches.",

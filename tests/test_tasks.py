@@ -123,6 +123,10 @@ def test_invalid_configuration_names_field_value_and_bound_in_one_line(field, va
     assert repr(value) in str(caught.value) or any(repr(part) in str(caught.value) for part in value)
 
 
+def test_the_papers_splits_have_the_names_that_a_reader_types():
+    assert KnapsackConfig.easy() == preset("easy") and KnapsackConfig.hard() == preset("hard")
+
+
 def test_configuration_without_instances_says_so():
     with pytest.raises(TaskSamplingError, match="200 attempts from seed 3"):
         sample_task(3, KnapsackConfig((5, 5), (20, 20), (1, 1), 26, 1, (0.01, 0.01)))
