@@ -45,7 +45,7 @@ seeds: $(READY)  ## two further training seeds of the default run, put beside it
 	done
 	$(BIN)/python run_notebooks.py --only 5 -p more_runs=$(subst $(SPACE),$(COMMA),$(addprefix runs/seed,$(SEEDS)))
 
-test: $(READY)  ## ruff and the tests of all that a user relies on: six minutes on two cores
+test: $(READY)  ## ruff and the tests of all that a user relies on
 	$(BIN)/ruff check .
 	$(PYTEST) -m "not long" $(ARGS)
 
