@@ -27,6 +27,7 @@ def test_rows_stand_in_a_fixed_order(run):
     episodes, turns = metrics.write_results(run)
     assert len(episodes) == 8 * 2 * 4 and list(episodes.columns) == metrics.EPISODE_COLUMNS
     assert list(turns.columns) == metrics.TURN_COLUMNS and len(turns) == episodes["turns"].sum()
+    assert {path.name for path in run.results.iterdir()} == {"episodes.csv", "turns.csv"}  # cells.csv is notebook 05's
     keys = list(dict.fromkeys(zip(episodes["split"], episodes["model"], episodes["runtime"], strict=True)))
     assert keys == [(split, *cell) for split in ("easy", "hard") for cell in scripted.CELLS]
 
