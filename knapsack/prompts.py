@@ -36,7 +36,7 @@ records once, then call and update them; do not write them again.""",
 Each code block starts with an empty namespace: names from earlier turns are gone. Print what a later turn needs,
 and bind it again from the last observation at the start of each block.""",
 }
-_RUNTIME_COMPACT = {
+RUNTIME_COMPACT = {
     "persistent": "Runtime: persistent. Names stay bound between turns.",
     "stateless": "Runtime: stateless. Names are gone after each turn.",
 }
@@ -97,8 +97,14 @@ def finish() -> None
 
 {example}"""
 
-_SYSTEM_COMPACT = """{runtime}
-Tools: list_items() inspect(item_id) take_item(item_id) finish(). At most {cap} calls per turn."""
+COMPACT = """{runtime}
+Tools: {listing}() {reading}(id) {acting}(id) finish(). {reading} shows {fields}. At most {cap} calls per turn."""
+_TOOLS_COMPACT = {
+    "listing": "list_items",
+    "reading": "inspect",
+    "acting": "take_item",
+    "fields": "class, value, weight",
+}
 
 _TASK_FULL = """Opaque Knapsack: choose items so that their total value is as large as possible and their total weight
 stays within the capacity. Weights, values and classes are hidden until you inspect an item.
@@ -133,7 +139,7 @@ def opening(task: Task, kind: Kind, max_tool_calls: int, detail: Detail = "full"
         system = _SYSTEM_FULL.format(runtime=_RUNTIME_FULL[kind], cap=max_tool_calls, example=_EXAMPLE[kind])
         user = _TASK_FULL.format(classes=", ".join(task.class_names), **facts)
     else:
-        system = _SYSTEM_COMPACT.format(runtime=_RUNTIME_COMPACT[kind], cap=max_tool_calls)
+        system = COMPACT.format(runtime=RUNTIME_COMPACT[kind], cap=max_tool_calls, **_TOOLS_COMPACT)
         classes = f"{task.class_names[0]} to {task.class_names[-1]}"
         user = _TASK_COMPACT.format(classes=classes, **facts)
     return [message("system", system), message("user", user)]

@@ -161,9 +161,7 @@ def test_exactly_as_many_calls_pass_as_the_cap_allows(engine):
 
 # The tools
 
-ACTIONS = st.lists(
-    st.tuples(st.sampled_from(["inspect", "take_item"]), st.sampled_from([*IDS, "item_x"])), max_size=30
-)
+ACTIONS = st.lists(st.tuples(st.sampled_from(["inspect", "take_item"]), st.sampled_from([*IDS, "item_x"])), max_size=30)
 
 
 def act(environment: KnapsackEnvironment, actions: list[tuple[str, str]]) -> list[str]:

@@ -232,9 +232,7 @@ def shares_table(episodes: pd.DataFrame, estimates: pd.DataFrame) -> pd.DataFram
     return _corrected(pd.DataFrame(rows, columns=SHARE_COLUMNS))
 
 
-def equivalence_table(
-    episodes: pd.DataFrame, margin: float = MARGIN, bootstrap: Bootstrap = BOOTSTRAP
-) -> pd.DataFrame:
+def equivalence_table(episodes: pd.DataFrame, margin: float = MARGIN, bootstrap: Bootstrap = BOOTSTRAP) -> pd.DataFrame:
     """Is the score the same within ± ``margin``? ``equivalence`` for every one of ``comparisons``.
 
     EQUIVALENCE_COLUMNS: low and high are the 90 % BCa interval; ``spread`` is the standard deviation of the paired

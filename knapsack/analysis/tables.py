@@ -153,6 +153,7 @@ def clear(run: Run) -> None:
 
 FACTS = "runtime,task_id,trace_tokens,episode_tokens,turns,tool_calls,score,pairs_played,pairs_kept".split(",")
 
+
 def training_facts(pairs: Sequence[Sequence[Trace]], played: int, kept: int, tokenizer) -> pd.DataFrame:
     """FACTS, a row per trace of the ``pairs`` to train on, each in the order of KINDS; lengths by ``tokenizer``.
 

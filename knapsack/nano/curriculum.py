@@ -1,272 +1,324 @@
-"""What the scale model's base practises: copying, and CodeAct on toy tasks that are not Opaque Knapsack.
+"""What the scale model's base practises: CodeAct in toy worlds that are not Opaque Knapsack, and copying.
 
-A toy task has things with two numbers and a letter behind a reading tool, a limit on readings, and a simple goal
-(act on those of a letter, on the largest, on those above a threshold). Each episode is really executed, in either
-runtime and in either style, style and runtime drawn independently: so the base learns both ways of carrying
-state, and recovery after a missing name, without learning which way goes with which runtime. No toy task uses
-the knapsack tools ``inspect`` and ``take_item`` or has a capacity.
+A toy world has things with numbers and a letter behind a reading tool, a limit on readings, and a goal. All words in
+it are drawn anew for each episode from WORDS: tools, things, fields, constants, and the variables and helpers that
+the writer binds; so that whatever is specific has to be copied from the context. ``teacher.Writer`` writes the code,
+style and runtime are drawn independently, and each episode is really executed: so the base learns both ways of
+carrying state, and the way on from errors, without learning which way goes with which runtime.
+
+No toy world sorts by a ratio, and none has both a room to fill and kinds that are refused: Opaque Knapsack, whose
+words may occur here in any role, remains one more unseen world.
 """
 
 import json
+import keyword
 import random
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 
-from knapsack.prompts import Message, observation_message
-from knapsack.runtime import KINDS, Runtime, undefined_name
-from knapsack.tasks import pool_id
-
-
-@dataclass(frozen=True)
-class Theme:
-    """The names of a toy world."""
-
-    things: str
-    listing: str
-    reading: str
-    acting: str
-    first: str
-    second: str
-    letter: str
-
-
-THEMES = (
-    Theme("boxes", "list_boxes", "open_box", "ship_box", "depth", "pieces", "shelf"),
-    Theme("plants", "list_plants", "measure", "water_plant", "height", "age", "bed"),
-    Theme("books", "list_books", "look_up", "lend_book", "copies", "pages", "room"),
-    Theme("sensors", "list_sensors", "read_sensor", "reset_sensor", "level", "charge", "zone"),
-    Theme("letters", "list_letters", "weigh", "post_letter", "grams", "cents", "district"),
-    Theme("stones", "list_stones", "examine", "pick_stone", "size", "hardness", "mine"),
-    Theme("rooms", "list_rooms", "visit", "book_room", "floor", "seats", "wing"),
-    Theme("players", "list_players", "scout", "sign_player", "goals", "games", "team"),
+from knapsack.agent import Reply, code_block, run_alone
+from knapsack.prompts import (
+    COMPACT,
+    RUNTIME_COMPACT,
+    Message,
+    message,
+    observation_message,
+    protocol_error_message,
 )
-GOALS = ("letter", "largest", "above")
-THOUGHTS = {
-    "start": ("I read the first {things}.", "I start with a batch of {things}.", "First I list the {things}."),
-    "more": ("I read more {things}.", "I go on.", "Next batch.", "There is more to read."),
-    "act": ("Now I choose the {things}.", "All is read, so I act.", "I have what I need."),
-    "done": ("All done.", "I finish.", "Nothing is left to do."),
-    "restore": ("I bind the records again.", "I restore the records.", "I write down what I know."),
-    "recover": ("{name} is not defined. I define it again.", "{name} is gone, so I write everything again."),
-}
+from knapsack.runs import stream
+from knapsack.runtime import KINDS, Kind, Observation, Runtime
+from knapsack.tasks import pool_id
+from knapsack.teacher import NAMES, Plan, World, Writer
+
+_NOUNS = """
+apple arrow badge barrel basket beacon bell bench blade block board bolt book bottle box brick bridge bucket cabin
+cable card cart case cell chair chart chest clip coin cup desk door drawer drum engine fabric farm fence field file
+flag flask flower folder frame garden gate glass grain guest hall harbor hat helmet hook island jar jewel key kite
+knife lamp leaf letter lock log mask medal meter mirror mushroom nail needle nest notebook orbit paint panel
+parcel path pearl pen photo pillar pipe planet plant plate player pocket pond poster pump rack radio ring river robe
+rocket room rope sail scarf sensor shell ship shop signal song spoon stamp star station stone tank tent ticket tool
+torch tower train tree tunnel vase vessel wagon wheel window
+"""
+_VERBS = """
+accept adopt answer arrange assign attach board bring buy call carry catch check choose claim clean collect deliver
+dig draw drop empty enter examine fetch fill fix fold gather grab guide handle hold invite join keep launch
+lend lift load look mark measure mend move note offer order pack pick place plan pour press probe pull push
+rent repair reserve rescue reset sample save scan scout sell send serve ship sign sort stack store study survey take
+teach test trade treat visit wash water weigh wrap
+"""
+_FIELDS = """
+age area balance budget capacity charge class color cost count degree demand density depth distance duration effort
+energy fare floor force goal grade grams group growth hardness heat height impact index length level limit load mass
+mine number output pages pieces power pressure price profit quality quota rank rate rating reach region reward
+risk room row score seats section shade share size speed strength supply target team tempo total usage value
+volume wage ward weight width wing worth zone
+"""
+_OTHER = """
+bag base batch book chosen data dd denied done entry facts found go had have hits item items known last left
+list_items look memo next_one notes one part pool qq record records rest result rows seen skipped slot step
+stock tally taken tried used v w walk x y z k i d e b u ids fill start error item_id inspect take_item look count denied left seen
+"""
+_VERB, _NOUN = _VERBS.split(), _NOUNS.split()
+_PAIRS = random.Random("pairs")
+_TALE = sorted({*_NOUN, *_VERB, *(f"{_PAIRS.choice(_VERB)}_{_PAIRS.choice(_NOUN)}" for _ in range(220))})
+UNSEEN = tuple(_TALE[::8])  # words that only the probe's worlds use
+WORDS = tuple(dict.fromkeys([*_TALE, *_FIELDS.split(), *_OTHER.split()]))
+PRACTISED = tuple(word for word in WORDS if word not in UNSEEN)
+ORDERS = ("", "{0}", "{1}", "{0} + {1}", "{0} - {1}", "{1} - {0}", "{1} + {0}")  # keys to sort by
+PROBED = "{0} * {1}"  # of the probe alone
+CAPS = (25, 25, 25, 40, 60, 80, 100)
 
 
 class ToyWorld:
     """One toy task and its tools."""
 
-    def __init__(self, source: random.Random, largest: int = 48):
-        self.theme = source.choice(THEMES)
-        count = max(3, round(3 * (largest / 3) ** source.random()))
-        letters = [chr(65 + k) for k in range(source.choice((6, 15, 26)))]
+    def __init__(self, source: random.Random, words: tuple[str, ...], orders: tuple[str, ...], largest: int):
+        count = round(3 * (largest / 3) ** source.random() ** 0.6)
+        letters = [chr(65 + k) for k in range(source.choice((4, 6, 15, 26)))]
         low, high = source.choice(((20, 100), (50, 500), (20, 500)))
         ids = sorted(pool_id(k) for k in source.sample(range(1024), count))
         self.things = {i: (source.randint(1, low), source.randint(1, high), source.choice(letters)) for i in ids}
-        self.limit = source.randint(max(1, count * 2 // 3), count)
-        self.goal = source.choice(GOALS)
-        self.target = {
-            "letter": source.choice([record[2] for record in self.things.values()]),
-            "largest": source.randint(1, 9),
-            "above": source.randint(1, high),
-        }[self.goal]
+        drawn = iter(source.sample(words, 30))
+
+        def draw(field: bool = False) -> str:
+            return next(word for word in drawn if field or not keyword.iskeyword(word))
+
+        numbers, fields = source.choice((1, 2, 2, 2)), []
+        fields = [draw(field=True) for _ in range(numbers + 1)]
+        limit, room, wanted, *tools = (draw() for _ in range(7))
+        constants: dict[str, int | str] = {limit: source.randint(max(1, count * 2 // 3), count)}
+        orders = orders if numbers == 2 else tuple(order for order in orders if "{1}" not in order)
+        order = source.choice(orders)
+        fits = source.choice((None, None, *range(numbers))) if source.random() < 0.5 else ""
+        said = [f"highest {order.format(*fields)} first"] if order else []
+        if fits != "":
+            sizes = sum(record[fits or 0] if fits is not None else 1 for record in self.things.values())
+            constants[room] = max(1, round(sizes * source.uniform(0.1, 0.6)))
+            said.append(f"up to {room} {fields[fits] if fits is not None else 'of them'}")
+        only = ""
+        if source.random() < 0.4:
+            if source.random() < 0.5:
+                constants[wanted] = source.choice([record[2] for record in self.things.values()])
+                only = f"{{{numbers}}} == {wanted}"
+            else:
+                constants[wanted] = source.randint(1, low // 2)
+                only = f"{{0}} > {wanted}"
+            said.append(f"only {only.format(*fields)}")
+        refuses = fits == "" and source.random() < 0.5
+        self.refused = set(source.sample(letters, source.randint(1, len(letters) - 1))) if refuses else set()
+        said += [f"some {fields[-1]} are refused"] if refuses else []
+        names = list(constants)
+        source.shuffle(names)
+        usual = source.random() < 0.3 and not set(NAMES) & {*fields, *tools, limit, room, wanted}
+        self.names = {name: name if usual else draw() for name in NAMES}
+        self.world = World(
+            *(*tools, tuple(fields), {name: constants[name] for name in names}, limit),
+            order=order,
+            only=only,
+            room=(room, fits) if fits != "" else None,
+            refuses=refuses,
+        )
+        self.goal = "; ".join(said) or "all"
+        self.letters = f"{letters[0]} to {letters[-1]}"
+        self.cap = source.choice(CAPS)
         self.read: set[str] = set()
         self.acted: list[str] = []
         self.finished = False
 
     @property
     def tools(self) -> dict:
-        return {
-            self.theme.listing: lambda: json.dumps(list(self.things)),
-            self.theme.reading: self._read,
-            self.theme.acting: self._act,
-            "finish": self._finish,
-        }
+        world = self.world
+        tools = {world.listing: self._list, world.reading: self._read, world.acting: self._act}
+        return tools | {"finish": self._finish}
+
+    def _list(self) -> str:
+        return json.dumps(list(self.things))
 
     def _read(self, thing: str) -> str:
-        if thing not in self.read and len(self.read) >= self.limit:
-            raise RuntimeError("nothing more may be read")
+        if thing not in self.read and len(self.read) >= self.world.constants[self.world.limit]:
+            raise RuntimeError(f"limit exceeded: {len(self.read)} are known")
         self.read.add(thing)
-        first, second, letter = self.things[thing]
-        return json.dumps({self.theme.first: first, self.theme.second: second, self.theme.letter: letter})
+        *numbers, letter = self.things[thing]
+        return json.dumps(dict(zip(self.world.fields, [*numbers[: len(self.world.fields) - 1], letter], strict=True)))
 
     def _act(self, thing: str) -> None:
-        self.acted.append(thing)
+        if self.things[thing][2] in self.refused:
+            raise PermissionError(f"{self.things[thing][2]!r} is not allowed")
+        if thing in self.acted and self.world.refuses:
+            raise ValueError(f"done already: {thing}")
+        if thing not in self.acted:
+            self.acted.append(thing)
 
     def _finish(self) -> None:
         self.finished = True
 
-    def opening(self, kind: str) -> list[Message]:
-        stay = "Names stay bound between turns." if kind == "persistent" else "Names are gone after each turn."
-        theme = self.theme
-        goal = {
-            "letter": f"{theme.acting} those of {theme.letter} {self.target}",
-            "largest": f"{theme.acting} the {self.target} of most {theme.second}",
-            "above": f"{theme.acting} those with {theme.second} above {self.target}",
-        }[self.goal]
-        system = (
-            f"Runtime: {kind}. {stay}\nTools: {theme.listing}() {theme.reading}(id) {theme.acting}(id) finish(). "
-            "At most 25 calls per turn."
+    def opening(self, kind: Kind) -> list[Message]:
+        world = self.world
+        tools = {"listing": world.listing, "reading": world.reading, "acting": world.acting}
+        system = COMPACT.format(runtime=RUNTIME_COMPACT[kind], fields=", ".join(world.fields), cap=self.cap, **tools)
+        user = (
+            f"{world.things}, {world.fields[-1]} {self.letters}: {world.reading} up to {world.limit} {world.things}, "
         )
-        user = f"{theme.things}: limit {self.limit}, number {len(self.things)}, {goal}."
-        return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        user += f"{world.acting} {self.goal}.\n"
+        user += "\n".join(f"{name} = {value!r}" for name, value in world.constants.items())
+        return [message("system", system), message("user", user)]
 
 
-class ToyStudent:
-    """Writes the replies of one toy episode; ``style`` as in ``teachers``, with names drawn per episode."""
-
-    def __init__(self, world: ToyWorld, style: str, source: random.Random):
-        self.world, self.style, self.source = world, style, source
-        self.known = source.choice(("seen", "known", "notes", "records", "log"))
-        self.helper = source.choice(("look", "scan", "step", "go_on", "collect"))
-        self.one = source.choice(("i", "x", "key", "name"))
-        self.data = source.choice(("d", "r", "data", "found"))
-        self.size = source.randint(8, 22)
-        self.order = source.choice(("", "", "[::-1]"))
-        self.report = source.choice((("read", "to go"), ("done", "left"), ("have", "missing")))
-        self.carried = ""
-        self.set_up = False
-        self.phase = "look"
-
-    def reply(self, last: str | None) -> str:
-        thought = self._understand(last)
-        code = {"look": self._look, "act": self._act, "done": lambda: "finish()\n"}[self.phase]()
-        return f"{thought}\n```python\n{code}```"
-
-    def _say(self, key: str, **names) -> str:
-        return self.source.choice(THOUGHTS[key]).format(things=self.world.theme.things, **names)
-
-    def _understand(self, last: str | None) -> str:
-        if last is None:
-            return self._say("start")
-        observation = json.loads(last)
-        output = observation["output"]
-        if observation["error"]:
-            name = undefined_name(observation["error"])
-            self.style, self.phase, self.carried = "stateless", "look", ""  # one self-contained block from now on
-            return self._say("recover", name=name)
-        if self.style == "stateless" and " = " in output:
-            self.carried = "".join(f"{line}\n" for line in output.splitlines() if " = " in line)
-        if self.phase == "act":
-            self.phase = "done"
-            return f"{output.splitlines()[0].capitalize()}. {self._say('done')}"
-        have, left = map(int, re.search(rf"{self.report[0]} (\d+) {self.report[1]} (\d+)", output).groups())
-        self.phase = "look" if left else "act"
-        said = f"{self.report[0].capitalize()} {have}, {self.report[1]} {left}. "
-        restore = self._say("restore") + " " if self.style == "stateless" else ""
-        return said + restore + self._say("more" if left else "act")
-
-    def _constants(self) -> str:
-        extra = f"target = {self.world.target!r}\n"
-        return f"limit = {self.world.limit}\n{extra}"
-
-    def _look(self) -> str:
-        world, known, one, data = self.world, self.known, self.one, self.data
-        theme = world.theme
-        listing = f"ids = json.loads({theme.listing}()){self.order}\n"
-        loop = (
-            f"for {one} in [{one} for {one} in ids if {one} not in {known}][:COUNT]:\n"
-            f"    if len({known}) == limit:\n        break\n"
-            f"    {data} = json.loads({theme.reading}({one}))\n"
-            f"    {known}[{one}] = ({data}['{theme.first}'], {data}['{theme.second}'], {data}['{theme.letter}'])\n"
-        )
-        report = f"print('{self.report[0]}', len({known}), '{self.report[1]}', limit - len({known}))\n"
-        if self.style == "persistent":
-            if self.set_up:
-                return f"{self.helper}({self.size})\n"
-            self.set_up = True
-            body = "".join(f"    {line}\n" for line in (loop.replace("COUNT", "count") + report).splitlines())
-            definition = f"def {self.helper}(count):\n{body}{self.helper}({self.size})\n"
-            return f"import json\n{self._constants()}{listing}{known} = {{}}\n{definition}"
-        state = self.carried or f"{self._constants()}{known} = {{}}\n"
-        target = "repr(target)" if world.goal == "letter" else "target"
-        prints = f"print('limit =', limit)\nprint('target =', {target})\n"
-        prints += f"print('{known} =', {known})\n"
-        return f"import json\n{state}{listing}{loop.replace('COUNT', str(self.size))}{report}{prints}"
-
-    def _act(self) -> str:
-        known, one, acting = self.known, self.one, self.world.theme.acting
-        chosen = {
-            "letter": f"chosen = [{one} for {one} in {known} if {known}[{one}][2] == target]\n",
-            "largest": f"chosen = sorted({known}, key=lambda {one}: {known}[{one}][1], reverse=True)[:target]\n",
-            "above": f"chosen = [{one} for {one} in {known} if {known}[{one}][1] > target]\n",
-        }[self.world.goal]
-        loop = f"for {one} in chosen[:24]:\n    {acting}({one})\n"
-        state = self.carried if self.style == "stateless" else ""
-        return f"{state}{chosen}{loop}print('chosen', len(chosen))\n"
+def toy(seed: int, words: tuple[str, ...] = PRACTISED, orders: tuple[str, ...] = ORDERS, largest: int = 44):
+    """A toy world and a plan for its writer, all drawn from ``seed``."""
+    source = stream(seed, "toy")
+    world = ToyWorld(source, words, orders, largest)
+    plan = Plan.draw(source, 25)
+    plan = replace(plan, slip=source.choice((0, 1, 2, 3)) if source.random() < 0.2 else None)
+    if source.random() < 0.5:
+        plan = replace(plan, report=tuple(source.sample(words, 2)))
+    return world, replace(plan, descending="{key}, reverse=True") if " " in world.world.order else plan
 
 
-def toy_episode(seed: int, pool, largest: int = 48) -> tuple[list[Message], str, str]:
-    """One executed toy episode as (conversation, style, runtime), all drawn from ``seed``."""
-    source = random.Random(f"toy {seed}")
-    world = ToyWorld(source, largest)
-    style, kind = source.choice(KINDS), source.choice(KINDS)
-    student = ToyStudent(world, style, source)
+def play(world: ToyWorld, kind: Kind, pool, most_turns: int = 10) -> Generator[list[Message], Reply, list[Message]]:
+    """One episode in a toy world, to be driven as ``agent.episode`` is; returns the conversation."""
     messages = world.opening(kind)
-    with Runtime(kind, world.tools, pool=pool) as runtime:
-        last = None
-        for _ in range(12):
-            text = student.reply(last)
-            messages.append({"role": "assistant", "content": text})
-            observation = runtime.run(re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1))
+    with Runtime(kind, world.tools, world.cap, pool=pool) as runtime:
+        for _ in range(most_turns):
+            reply = yield list(messages)
+            messages.append(message("assistant", reply.text))
+            code, problem = code_block(reply.text)
+            if code is None:
+                runtime.skip_turn()
+                messages.append(protocol_error_message(problem, kind, ()))
+            else:
+                messages.append(observation_message(runtime.run(code), kind))
             if world.finished:
-                return messages, style, kind
-            messages.append(observation_message(observation, kind))
-            last = messages[-1]["content"]
-    raise RuntimeError(f"toy episode {seed} did not finish; last observation: {last}")
+                break
+    return messages
 
 
-def copy_exercise(seed: int, words: list[str], longest: int = 60) -> list[Message]:
-    """Carry a growing record from observation to code: always the latest one, to the last entry.
+def answer(writer: Writer, messages: list[Message]) -> Reply:
+    """The writer's reply to a conversation."""
+    return Reply(writer.reply(None if len(messages) == 2 else json.loads(messages[-1]["content"])), 0, 0)
 
-    ``words`` are the tokenizer's plain words; some exercises copy a random string of them, and some read numbers
-    that a sentence names, so that every word of the vocabulary is known before it is met in a task.
+
+def toy_episode(seed: int, pool) -> tuple[list[Message], str, str]:
+    """One executed toy episode as (conversation, style, runtime), all drawn from ``seed``.
+
+    A message with "slip" holds a mistake: to be read, not to be imitated.
     """
-    source = random.Random(f"copy {seed}")
-    form = source.random()
-    if form < 0.25:
-        text = "".join(source.choice(words) for _ in range(source.randint(4, 120)))
-        return [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
-    if form < 0.4:
-        return _named_numbers(source, [word.strip() for word in words if word.strip().isidentifier()])
+    world, plan = toy(seed)
+    source = stream(seed, "regime")
+    style, kind = source.choice(KINDS), source.choice(KINDS)
+    writer, slips = Writer(world.world, style, plan, 25, world.names), []
+
+    def reply(messages: list[Message]) -> Reply:
+        written = answer(writer, messages)
+        slips.extend([len(messages)] * writer.slipped)
+        return written
+
+    messages = run_alone(play(world, kind, pool), reply)
+    for place in slips:
+        messages[place]["slip"] = "yes"
+    return messages[:-1], style, kind
+
+
+LINES = (
+    "{a} = {n}", "{a} = {b}", "{a} = [{b}, {c}]", "{a} = {b}[{n}]", "{a} += {b} * {n}", "{a}.append({b})",
+    "{a} = [{b} for {b} in {c} if {b} not in {d}]", "for {a} in {b}[:{n}]:\n    {c}[{a}] = {d}({a})",
+    "for {a} in {b}:\n    if {a} == {n}:\n        break\n    {c}({a})", "def {a}({b}, {c}):\n    return {b} + {c}",
+    "def {a}({b}):\n    global {c}\n    {c} -= {b}\n    print('{d} =', {c})", "print('{a}', len({b}), '{c}', {d})",
+    "if {a} > {n} or {b} in {c}:\n    {d} = {a}", "{a} = sorted({b}, key=lambda {c}: {d}[{c}][{m}])",
+    "{a}, {b} = {c}[{d}]", "try:\n    {a}({b})\nexcept Exception as {c}:\n    {d}.append({b})",
+    "while {a} < {n}:\n    {a} += {m}", "{a} = {b}['{c}'] - {d}['{c}']", "{a}.pop({b})", "{a} = json.loads({b}({c}))",
+    "{a}[{b}] = ({c}['{d}'], {c}['{e}'])", "{a}({b}, {n})", "{a}({n}, {m})", "import {a}", "{a} = {{}}\n{b} = []",
+)  # fmt: skip
+
+
+def random_code(source: random.Random, words: tuple[str, ...], lines: int) -> str:
+    """Code that says nothing: to be copied, never run. Few words, so that lines resemble each other."""
+    few = source.sample(words, source.randint(6, 24))
+    code = []
+    for _ in range(lines):
+        a, b, c, d, e = source.sample(few, 5)
+        line = source.choice(LINES).format(a=a, b=b, c=c, d=d, e=e, n=source.randint(0, 60), m=source.randint(0, 30))
+        code.append(indented(line) if source.random() < 0.25 else line)
+    return "\n".join(code) + "\n"
+
+
+def indented(text: str) -> str:
+    return "    " + text.replace("\n", "\n    ")
+
+
+def replay_exercise(seed: int) -> list[Message]:
+    """Blocks of random code: after a lost name, all that ran and the block that failed are written again, in one."""
+    source = stream(seed, "replay")
+    kind, words = "stateless", PRACTISED
+    messages = [message("system", RUNTIME_COMPACT[kind]), message("user", " ".join(source.sample(words, 3)))]
+    longest = source.choice((4, 8, 16, 24))
+    ran = ""
+
+    def write(thought: str, code: str, error: str | None = None, output: str = "") -> None:
+        messages.append(message("assistant", f"{thought}\n```python\n{code}```"))
+        bound = tuple(sorted(source.sample(words, source.randint(0, 6))))
+        seen = Observation(output, *(error.split(": ", 1) if error else (None, None)), last_step_globals=bound)
+        messages.append(observation_message(seen, kind))
+
+    for number in range(source.randint(2, 6)):
+        code = random_code(source, words, source.randint(1, longest))
+        words_in = re.findall(r"\b[a-z_]{3,}\b", code) or ["x"]
+        lost, shown = source.choice(words_in), " ".join(source.sample(words, 2)) + f" {source.randint(0, 60)}\n"
+        if number == 0:
+            write(f"I write {code.split()[0]}.", code, output=shown)
+        else:
+            write("I go on.", code, f"NameError: name '{lost}' is not defined")
+            messages[-2]["slip"] = "yes"  # random: nothing to be learned from it
+            code = ran + code
+            thought = source.choice(
+                ("{name} is gone. I run all my code again.", "{name} is not defined here. I run all of it again.")
+            )
+            write(thought.format(name=lost), code, output=shown)
+            if sum(len(m["content"]) for m in messages) > 9000:
+                break
+        ran = code
+    messages[2]["slip"] = "yes"
+    return messages[:-1]
+
+
+def copy_exercise(seed: int, longest: int = 60) -> list[Message]:
+    """Carry a growing record from observation to code, always the latest one, to its last entry; or words."""
+    source = stream(seed, "copy")
+    if source.random() < 0.15:
+        text = " ".join(source.choice(PRACTISED) for _ in range(source.randint(4, 100)))
+        return [message("user", text), message("assistant", text)]
     high, top = source.choice(((20, 100), (50, 500))), source.choice((6, 15, 26))
-    count = round(longest ** source.uniform(0.2, 1.0))
-    name = source.choice(("seen", "known", "notes", "records", "log"))
-    constants = source.sample(("limit", "target", "rest", "total", "size", "quota", "floor"), source.randint(0, 3))
-    values = {constant: source.randint(0, 500) for constant in constants}
+    count = max(3, round(longest ** source.uniform(0.3, 1.0)))
+    name, *constants = source.sample(PRACTISED, source.randint(1, 4))
+    have, rest = source.sample(PRACTISED, 2)
+    values = {constant: source.randint(0, 500) for constant in constants if constant != "class"}
     records = {
         pool_id(k): (source.randint(1, high[0]), source.randint(1, high[1]), chr(65 + source.randrange(top)))
-        for k in source.sample(range(1024), count)
+        for k in sorted(source.sample(range(1024), count), key=pool_id)
     }
-    stages = [*sorted(source.sample(range(1, count), min(count - 1, source.randint(0, 2)))), count]
+    stages = [*sorted(source.sample(range(1, count), min(count - 1, source.randint(0, 3)))), count]
     messages: list[Message] = []
+    code = "import json\n" * (source.random() < 0.5)
+    rest_of_code = random_code(source, PRACTISED, source.randint(0, 5))
     for stage in stages:
         shown = dict(list(records.items())[:stage])
-        lines = [f"{constant} = {value}" for constant, value in values.items()] + [f"{name} = {shown}"]
-        output = f"have {stage}\n" + "\n".join(lines) + "\n"
-        messages.append({"role": "user", "content": json.dumps({"output": output, "error": None})})
-        code = "\n".join(lines)
-        messages.append({"role": "assistant", "content": f"Have {stage}. I restore all.\n```python\n{code}\n```"})
+        lines = "".join(f"{constant} = {value}\n" for constant, value in values.items()) + f"{name} = {shown}\n"
+        output = f"{have} {stage} {rest} {count - stage}\n{lines}"
+        messages.append(observation_message(Observation(output), source.choice(KINDS)))
+        said = f"Result: {have} {stage} {rest} {count - stage}. I restore the records first."
+        messages.append(message("assistant", f"{said}\n```python\n{code}{lines}{rest_of_code}```"))
     return messages
 
 
-def _named_numbers(source: random.Random, names: list[str]) -> list[Message]:
-    """Read numbers out of a sentence into assignments, in another order, and repeat them later."""
-    values = {name: source.randint(0, 500) for name in source.sample(names, source.randint(2, 6))}
-    said = ", ".join(f"{name} {value}" for name, value in values.items())
-    messages: list[Message] = []
-    for turn in range(source.randint(1, 3)):
-        asked = source.sample(list(values), source.randint(1, len(values)))
-        told = f"{source.choice(names)}: {said}. " if turn == 0 else ""
-        messages.append({"role": "user", "content": told + " ".join(asked)})
-        code = "".join(f"{name} = {values[name]}\n" for name in asked)
-        messages.append({"role": "assistant", "content": f"{source.choice(names)}.\n```python\n{code}```"})
-    return messages
-
-
-def conversations(first_seed: int, count: int, words: list[str], pool, toys: float) -> Iterator[list[Message]]:
-    """``count`` exercises, a share ``toys`` of them toy episodes."""
+def conversations(first_seed: int, count: int, pool, shares: tuple[float, float]) -> Iterator[list[Message]]:
+    """``count`` exercises: ``shares`` of them toy episodes and replays of code, the rest copying of records."""
+    toys, replays = shares
     for seed in range(first_seed, first_seed + count):
-        if random.Random(f"which {seed}").random() < toys:
+        which = stream(seed, "which").random()
+        if which < toys:
             yield toy_episode(seed, pool)[0]
+        elif which < toys + replays:
+            yield replay_exercise(seed)
         else:
-            yield copy_exercise(seed, words)
+            yield copy_exercise(seed)

@@ -21,11 +21,25 @@ CONTEXT = 4096
 # prefers the nearest match, and how sharp its attention is. Tried on untrained models restating 10 to 50 records.
 MEMORY, COPY, RECENCY, SHARPNESS = 2.0, 8.0, 4.0, 4.0
 
-# Words that become one token if the vocabulary has them; anything else falls back to bytes. A record such as
-# 'item_0e079ed4666f': (7, 94, 'C') is four words, so that copying one is four steps.
+# Words that become one token if the vocabulary has them; anything else falls back to bytes. Names and numbers are
+# one token wherever they stand, so that copying them is looking them up; a record such as
+# 'item_0e079ed4666f': (7, 94, 'C') is four. What stands between names (brackets, quotes, spaces, a line's end with the
+# next line's indentation) is joined, words of sentences and Python's own take the space before them along.
+SPACED = """
+a again all and an as at away before by calls code correct else for from gone here I if in is it lambda lost many
+more my need never next no not now of off on once or over restore run shows so some stay that the there these this to
+too turn turns up was what which with write wrong are bound after each between per At most use smaller act want reading
+defined only highest refused
+"""
+PIECE = r"(?:[^\w\s'\\]|'(?!item_|[A-Z]'))"
 WORDS = (
-    r"'item_[0-9a-f]{12}': \(|\d{1,3}, (?=[\d'])|'[A-Z]'\)(?:, |\})|\d{1,3}|\\n|\n *"
-    r"| ?[A-Za-z_]+| ?[^\sA-Za-z0-9_'\\]{1,3}"
+    r"'item_[0-9a-f]{12}': \(|(?<=': \()\d{1,3}, (?=\d)|\d{1,3}, (?=')|'[A-Z]'\)(?:, |\})|'[A-Z]'(?:, |\])?|\d{1,3}"
+    r'|\{"output": "|", "error": (?:null, "runtime_state": \{"runtime": )?"|", "runtime_state": \{"runtime": "'
+    r'|", "active_globals": \["?|"?\], "last_step_globals": \["?'
+    r"|\n?```(?:python\n)?|\\n"
+    + f"| (?:{'|'.join(sorted(SPACED.split()))})\\b"
+    + r"|(?:for|if|def|import|in|not) (?=[a-z])|[A-Za-z_]+"
+    + rf"| ?{PIECE}{{1,6}}(?:\n *| )?|\n *| "
 )
 
 
@@ -42,11 +56,11 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     for index in range(POOL):
         learn(f"'{pool_id(index)}': (")
     for number in range(NUMBERS):
+        learn(f"': ({number}, {number}, 'A'), ")
         learn(f"{number}")
-        learn(f"{number}, 1")
     for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ":
-        learn(f"'{letter}'), ")
-        learn(f"'{letter}')}}")
+        for end in ("'), ", "')}", "', ", "']", "'"):
+            learn(f"'{letter}{end}")
     for text in texts:
         learn(text)
     control = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

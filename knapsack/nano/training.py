@@ -9,7 +9,7 @@ import argparse
 import random
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from knapsack import prompts
 from knapsack.agent import EpisodeSettings, episode, run_alone
 from knapsack.nano import curriculum
 from knapsack.nano import model as nano
+from knapsack.prompts import Message
 from knapsack.runs import as_json, provenance, read_json, write_text
 from knapsack.runtime import KINDS, interpreter_pool
 from knapsack.tasks import preset, sample_task
@@ -28,10 +29,11 @@ Row = tuple[torch.Tensor, torch.Tensor]  # input_ids and labels, both int32 [len
 
 
 def vocabulary_texts(pool) -> Iterator[str]:
-    """Texts whose words get a token of their own: toy episodes, and a few teacher episodes and prompts.
+    """Texts whose words get a token of their own: the toy worlds' words, and episodes of theirs and of the teacher.
 
     The model is never trained on the teacher's texts here; this only decides how they will be split.
     """
+    yield "\n".join(["system", "user", "assistant", *curriculum.WORDS])
     for seed in range(10**6, 10**6 + 400):
         yield from (message["content"] for message in curriculum.toy_episode(seed, pool)[0])
     for seed in range(60):
@@ -43,13 +45,25 @@ def vocabulary_texts(pool) -> Iterator[str]:
                 yield from (message["content"] for message in result.messages)
 
 
-def make_rows(tokenizer, words: list[str], first_seed: int, count: int, toys: float, pool) -> list[Row]:
-    rows = []
-    exercises = curriculum.conversations(first_seed, count, words, pool, toys)
+def make_rows(tokenizer, exercises: Iterable[list[Message]], count: int) -> list[Row]:
+    """Rows of exercises that fit the context. Mistakes, and names that a writer invents, carry no label: they are
+    read, but nothing in the context foretells them."""
+    rows, names = [], set(tokenizer.convert_tokens_to_ids(list(curriculum.WORDS)))
     for messages in tqdm(exercises, total=count, desc="exercises", mininterval=5):
-        rendered = prompts.render(messages, tokenizer)
-        if len(rendered.input_ids) <= nano.CONTEXT:
-            rows.append((torch.tensor(rendered.input_ids).int(), torch.tensor(rendered.labels).int()))
+        rendered = prompts.render([{part: m[part] for part in ("role", "content")} for m in messages], tokenizer)
+        ids, labels = torch.tensor(rendered.input_ids).int(), torch.tensor(rendered.labels).int()
+        if len(ids) > nano.CONTEXT:
+            continue
+        runs = torch.cat([torch.tensor([False]), labels != -100]).diff().nonzero()[:, 0].tolist()[::2]
+        for start, message in zip(runs, (m for m in messages if m["role"] == "assistant"), strict=True):
+            if "slip" in message:
+                labels[start:][: int((labels[start:] == -100).int().argmax()) or None] = -100
+        before: set[int] = set()
+        for place, token in enumerate(rendered.input_ids):
+            if token in names and token not in before:
+                before.add(token)
+                labels[place] = -100
+        rows.append((ids, labels))
     return rows
 
 

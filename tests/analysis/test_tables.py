@@ -87,7 +87,7 @@ def test_saving_writes_both_forms_and_the_numbers_and_clearing_removes_the_forms
     shown = tables.save(run, "one", nasty, numbers)
     assert {path.name for path in run.tables.iterdir()} == {"one.md", "one.tex"}
     assert shown == (run.tables / "one.md").read_text() and shown.endswith(f"\n{NASTY}\n")
-    assert (run.results / "one.csv").read_text() == "x\n0.25\n\"\"\n"
+    assert (run.results / "one.csv").read_text() == 'x\n0.25\n""\n'
     before = {path.name: path.read_bytes() for path in run.tables.iterdir()}
     tables.save(run, "one", nasty, numbers)
     assert {path.name: path.read_bytes() for path in run.tables.iterdir()} == before
