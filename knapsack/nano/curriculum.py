@@ -65,6 +65,11 @@ _TALE = sorted({*_NOUN, *_VERB, *(f"{_PAIRS.choice(_VERB)}_{_PAIRS.choice(_NOUN)
 UNSEEN = tuple(_TALE[::8])  # words that only the probe's worlds use
 WORDS = tuple(dict.fromkeys([*_TALE, *_FIELDS.split(), *_OTHER.split()]))
 PRACTISED = tuple(word for word in WORDS if word not in UNSEEN)
+# What a word is used for where words keep to their roles; in other worlds any word may be anything.
+_FREE = sorted({*_NOUN, *_OTHER.split()} - {*UNSEEN, *NAMES, "inspect", "take_item", "list_items"})
+ROLES = {name: (name, *_FREE[number :: len(NAMES)]) for number, name in enumerate(NAMES)}
+ROLES |= {"things": tuple(_FREE), "field": tuple(_FIELDS.split()), "constant": tuple(_FIELDS.split())}
+ROLES |= {"tool": (*(word for word in _TALE if word not in {*UNSEEN, *_NOUN}), "inspect", "take_item", "list_items")}
 ORDERS = ("", "{0}", "{1}", "{0} + {1}", "{0} - {1}", "{1} - {0}", "{1} + {0}")  # keys to sort by
 PROBED = "{0} * {1}"  # of the probe alone
 CAPS = (25, 25, 25, 40, 60, 80, 100)
@@ -79,22 +84,27 @@ class ToyWorld:
         low, high = source.choice(((20, 100), (50, 500), (20, 500)))
         ids = sorted(pool_id(k) for k in source.sample(range(1024), count))
         self.things = {i: (source.randint(1, low), source.randint(1, high), source.choice(letters)) for i in ids}
-        drawn = iter(source.sample(words, 30))
+        roles = ROLES if words is PRACTISED and source.random() < 0.6 else {}
+        used: set[str] = set()
 
-        def draw(field: bool = False) -> str:
-            return next(word for word in drawn if field or not keyword.iskeyword(word))
+        def draw(role: str) -> str:
+            free = [word for word in roles.get(role, words) if word not in used]
+            word = source.choice(free if role == "field" else [word for word in free if not keyword.iskeyword(word)])
+            used.add(word)
+            return word
 
-        numbers, fields = source.choice((1, 2, 2, 2)), []
-        fields = [draw(field=True) for _ in range(numbers + 1)]
-        limit, room, wanted, *tools = (draw() for _ in range(7))
+        numbers = source.choice((1, 2, 2, 2))
+        things, *tools = (draw(role) for role in ("things", "tool", "tool", "tool"))
+        fields = [draw("field") for _ in range(numbers + 1)]
+        limit, room, wanted = (draw("constant") for _ in range(3))
         constants: dict[str, int | str] = {limit: source.randint(max(1, count * 2 // 3), count)}
-        orders = orders if numbers == 2 else tuple(order for order in orders if "{1}" not in order)
+        orders = orders if numbers == 2 else tuple(order for order in orders if "{1}" not in order) or ("",)
         order = source.choice(orders)
         fits = source.choice((None, None, *range(numbers))) if source.random() < 0.5 else ""
         said = [f"highest {order.format(*fields)} first"] if order else []
         if fits != "":
             sizes = sum(record[fits or 0] if fits is not None else 1 for record in self.things.values())
-            constants[room] = max(1, round(sizes * source.uniform(0.1, 0.6)))
+            constants[room] = max(1, min(500, round(sizes * source.uniform(0.1, 0.6))))
             said.append(f"up to {room} {fields[fits] if fits is not None else 'of them'}")
         only = ""
         if source.random() < 0.4:
@@ -110,10 +120,10 @@ class ToyWorld:
         said += [f"some {fields[-1]} are refused"] if refuses else []
         names = list(constants)
         source.shuffle(names)
-        usual = source.random() < 0.3 and not set(NAMES) & {*fields, *tools, limit, room, wanted}
-        self.names = {name: name if usual else draw() for name in NAMES}
+        usual = source.random() < 0.3 and not set(NAMES) & used
+        self.names = {name: name if usual else draw(name) for name in NAMES}
         self.world = World(
-            *(*tools, tuple(fields), {name: constants[name] for name in names}, limit),
+            *(things, *tools, tuple(fields), {name: constants[name] for name in names}, limit),
             order=order,
             only=only,
             room=(room, fits) if fits != "" else None,

@@ -19,7 +19,7 @@ NUMBERS = 501  # whole numbers that are one token each
 CONTEXT = 4096
 # The structured start (start_copying): how strongly layer 0 remembers predecessors, how strongly layer 1 copies and
 # prefers the nearest match, and how sharp its attention is. Tried on untrained models restating 10 to 50 records.
-MEMORY, COPY, RECENCY, SHARPNESS = 2.0, 8.0, 4.0, 4.0
+MEMORY, COPY, RECENCY, SHARPNESS = 2.0, 8.0, 2.0, 4.0
 
 # Words that become one token if the vocabulary has them; anything else falls back to bytes. Names and numbers are
 # one token wherever they stand, so that copying them is looking them up; a record such as
@@ -91,7 +91,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM
         num_key_value_heads=4,
         head_dim=64,
         max_position_embeddings=CONTEXT,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e7},
+        rope_parameters={"rope_type": "default", "rope_theta": 1e15},
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -105,16 +105,16 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM
 
 @torch.no_grad()
 def start_copying(model: Qwen3ForCausalLM, source: torch.Generator) -> None:
-    """Set the first two layers so that the untrained model already leans to copying from its context.
+    """Set the attention of the first two layers so that the untrained model already copies from its context.
 
     Models of any size grow such an induction circuit early in pre-training (Olsson et al. 2022,
-    arXiv 2209.11895), but it takes more tokens than two cores see in an hour. So three heads of layer 0 start
-    by looking 1, 2 and 3 tokens back, and three heads of layer 1 by finding where the last three tokens stood
+    arXiv 2209.11895), but it takes more tokens than two cores see in an hour. So the four heads of layer 0 start
+    by looking 1, 2, 3 and 4 tokens back, and three heads of layer 1 by finding where the last four tokens stood
     before, the latest place first, and reading what followed. All weights are trained on from there.
     """
     config = model.config
     width, size = config.hidden_size, config.head_dim
-    half, part = size // 2, 12
+    half, part, grams = size // 2, 12, 4
     signature = 3 * part
     first, second = model.model.layers[0].self_attn, model.model.layers[1].self_attn
     unit = 1 / math.sqrt(width)
@@ -123,18 +123,18 @@ def start_copying(model: Qwen3ForCausalLM, source: torch.Generator) -> None:
     embeddings.normal_(0, unit, generator=source)
     embeddings[:, 0] = 2.5 * unit  # a constant, from which queries and keys of pure position are made
 
-    # What is remembered of a token, and where the memory of the token 1, 2, 3 back is kept: orthonormal rows.
-    rows = torch.zeros(4 * signature, width)
-    rows[:, 1:] = torch.linalg.qr(torch.randn(width - 1, 4 * signature, generator=source))[0].T
+    # What is remembered of a token, and where the memory of the token 1 to 4 back is kept: orthonormal rows.
+    rows = torch.zeros((1 + grams) * signature, width)
+    rows[:, 1:] = torch.linalg.qr(torch.randn(width - 1, (1 + grams) * signature, generator=source))[0].T
     read, *written = rows.split(signature)
 
     # Layer 0: attention by distance alone, on the seven fastest rotary frequencies.
     angles = config.rope_parameters["rope_theta"] ** (-torch.arange(7) / half)
-    for head, distance in enumerate((1, 2, 3)):
+    for head in range(grams):
         rows = slice(head * size, (head + 1) * size)
         query, key, value, output = (torch.zeros(size, width) for _ in range(4))
-        query[:7, 0] = torch.cos(distance * angles)
-        query[half : half + 7, 0] = -torch.sin(distance * angles)
+        query[:7, 0] = torch.cos((head + 1) * angles)
+        query[half : half + 7, 0] = -torch.sin((head + 1) * angles)
         key[:7, 0] = 1.0
         value[:signature] = read
         output[:signature] = MEMORY * unit * written[head]
@@ -143,23 +143,20 @@ def start_copying(model: Qwen3ForCausalLM, source: torch.Generator) -> None:
     first.q_norm.weight.fill_(4.0)
     first.k_norm.weight.fill_(3.0)
 
-    # Layer 1: the tokens at m, m-1, m-2 against those at n-1, n-2, n-3, each head by a third of their signatures,
-    # on frequencies so slow that distance hardly turns them; then copy a third of token n. One faster frequency
-    # carries a constant: of equal matches, the nearest wins.
-    pairs = torch.arange(half - 1, half - 1 - signature // 2, -1)
+    # Layer 1: the tokens at m to m-3 against those at n-1 to n-4, each head by a third of their signatures, on
+    # frequencies so slow that distance hardly turns them; then copy a third of token n. One faster frequency carries
+    # a constant: of equal matches, the nearest wins.
+    used = grams * part // 2
+    pairs = torch.arange(half - 1, half - 1 - used, -1)
     slow = torch.stack([pairs, pairs + half], dim=1).flatten()
-    recent = half - 1 - signature // 2
     basis = torch.linalg.qr(torch.randn(width, width, generator=source))[0]
     for head in range(3):
         rows, third = slice(head * size, (head + 1) * size), slice(head * part, (head + 1) * part)
         query, key = torch.zeros(size, width), torch.zeros(size, width)
-        for index, (now, before) in enumerate(
-            zip((read, written[0], written[1]), (written[0], written[1], written[2]), strict=True)
-        ):
-            channels = slow[index * part : (index + 1) * part]
+        for channels, now, before in zip(slow.split(part), (read, *written), written, strict=False):
             query[channels], key[channels] = now[third], before[third]
         query[slow[:part]] *= MEMORY  # the token itself is not amplified as its predecessors' memories are
-        query[recent, 0] = key[recent, 0] = RECENCY
+        query[half - 1 - used, 0] = key[half - 1 - used, 0] = RECENCY
         second.q_proj.weight[rows], second.k_proj.weight[rows] = query, key
         second.v_proj.weight[rows] = basis[rows]
         second.v_proj.weight[rows, 0] = 0

@@ -6,6 +6,7 @@ The script writes the model, its tokenizer, and ``training.json``, the record of
 """
 
 import argparse
+import copy
 import random
 import resource
 import time
@@ -19,6 +20,7 @@ from knapsack import prompts
 from knapsack.agent import EpisodeSettings, episode, run_alone
 from knapsack.nano import curriculum
 from knapsack.nano import model as nano
+from knapsack.nano.probe import probe
 from knapsack.prompts import Message
 from knapsack.runs import as_json, provenance, read_json, write_text
 from knapsack.runtime import KINDS, interpreter_pool
@@ -102,32 +104,28 @@ def train(model, rows: list[Row], tokens: int, *, batch_tokens: int, rate: float
     short = [row for row in rows if len(row[0]) <= 600]
     source = random.Random(seed)
     early, later = batches(short, batch_tokens, source), batches(rows, batch_tokens, source)
-    model.to(torch.bfloat16).train()
-    masters = [parameter.detach().float().requires_grad_() for parameter in model.parameters()]
-    # The embeddings move slowly: an optimiser that normalises gradients would drag along the many words that a
-    # batch does not hold, and copying lives off words being easy to tell apart.
-    groups = [
-        {"params": masters[:1], "weight_decay": 0.0, "share": 0.2},
-        {"params": [m for m in masters[1:] if m.ndim > 1], "weight_decay": 0.05, "share": 1.0},
-        {"params": [m for m in masters[1:] if m.ndim == 1], "weight_decay": 0.0, "share": 1.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)
+    model.train()
+    # The structured start moves slowly. An optimiser that normalises gradients would drag along the embeddings of the
+    # many words that a batch does not hold, and copying lives off words being easy to tell apart.
+    groups = [{"params": [], "weight_decay": decay, "share": share} for decay in (0.0, 0.05) for share in (0.3, 1.0)]
+    for name, parameter in model.named_parameters():
+        started = "embed_tokens" in name or "layers.0.self_attn" in name or "layers.1.self_attn" in name
+        groups[2 * (parameter.ndim > 1 and not started) + (not started)]["params"].append(parameter)
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=rate, betas=(0.9, 0.95), fused=True
+    )
     seen, step, started, history, recent = 0, 0, time.monotonic(), [], []
     with tqdm(total=tokens, unit="token", unit_scale=True, mininterval=5) as bar:
         while seen < tokens:
-            batch = next(early if seen < 0.1 * tokens else later)
+            batch = next(early if seen < 0.05 * tokens else later)
             loss = loss_of(model, batch)
             loss.backward()
-            for parameter, master in zip(model.parameters(), masters, strict=True):
-                master.grad, parameter.grad = parameter.grad.float(), None
-            torch.nn.utils.clip_grad_norm_(masters, 1.0)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             scale = min(1.0, (step + 1) / 50, 1.02 - seen / tokens)  # warm up, then down to nothing
             for group in optimizer.param_groups:
                 group["lr"] = rate * scale * group["share"]
             optimizer.step()
-            with torch.no_grad():
-                for parameter, master in zip(model.parameters(), masters, strict=True):
-                    parameter.copy_(master)
+            optimizer.zero_grad()
             size = len(batch) * max(len(ids) for ids, _ in batch)
             seen, step = seen + size, step + 1
             recent.append(loss.item())
@@ -209,10 +207,11 @@ def write_card(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "base")
-    parser.add_argument("--tokens", type=float, default=6e6, help="padded tokens to train on")
-    parser.add_argument("--exercises", type=int, default=8000)
-    parser.add_argument("--toys", type=float, default=0.55, help="share of toy episodes among the exercises")
-    parser.add_argument("--batch-tokens", type=int, default=3072)
+    parser.add_argument("--tokens", type=float, default=4.5e6, help="padded tokens to train on")
+    parser.add_argument("--exercises", type=int, default=6200)
+    parser.add_argument("--toys", type=float, default=0.6, help="share of toy episodes among the exercises")
+    parser.add_argument("--replays", type=float, default=0.2, help="share of replays of random code")
+    parser.add_argument("--batch-tokens", type=int, default=1536)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -220,19 +219,18 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     with interpreter_pool(2) as pool:
         tokenizer = nano.build_tokenizer(vocabulary_texts(pool))
-        special = set(tokenizer.all_special_ids)
-        words = [tokenizer.decode([index]) for index in range(len(tokenizer)) if index not in special]
-        words = [word for word in words if "�" not in word and "item_" not in word]
-        rows = make_rows(tokenizer, words, arguments.seed * 10**7, arguments.exercises, arguments.toys, pool)
-        held_out = {
-            name: make_rows(tokenizer, words, 9 * 10**8, 40, toys, pool)
-            for name, toys in (("toy episodes", 1.0), ("copy exercises", 0.0))
-        }
+
+        def rows_of(first_seed: int, count: int, shares: tuple[float, float]) -> list[Row]:
+            return make_rows(tokenizer, curriculum.conversations(first_seed, count, pool, shares), count)
+
+        rows = rows_of(arguments.seed * 10**7, arguments.exercises, (arguments.toys, arguments.replays))
+        kinds = {"toy episodes": (1.0, 0.0), "replays of code": (0.0, 1.0), "copied records": (0.0, 0.0)}
+        held_out = {name: rows_of(9 * 10**8, 40, shares) for name, shares in kinds.items()}
     model = nano.new_model(tokenizer, arguments.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {len(rows)} rows")
 
     def save() -> None:
-        model.save_pretrained(arguments.out)
+        copy.deepcopy(model).to(torch.bfloat16).save_pretrained(arguments.out)
         tokenizer.save_pretrained(arguments.out)
 
     history = train(
@@ -253,6 +251,7 @@ def main() -> None:
         "rows": len(rows),
         "row_tokens": sum(len(ids) for ids, _ in rows),
         "first_choice_accuracy_held_out": {name: round(accuracy(model, part), 4) for name, part in held_out.items()},
+        "probe": probe(arguments.out),
         "peak_memory_megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "history": history,
         **provenance(),
