@@ -179,13 +179,15 @@ def test_damaged_files_are_named_and_made_again(evaluated, tmp_path, capsys):
 def test_lost_settings_do_not_mix_episodes_of_two_kinds(evaluated, tmp_path, capsys, monkeypatch):
     whole, settings = evaluated
     run, cells, opened = open_run(shutil.copytree(whole.folder, tmp_path / "run")), CELLS[2:], []
-    monkeypatch.setattr("knapsack.evaluate._play_all", lambda jobs, *_: opened.extend(jobs[0].tasks))
+    monkeypatch.setattr(
+        "knapsack.evaluate._play_all", lambda jobs, *_: opened.extend(each.task for each in jobs[0].episodes)
+    )
     (cells[0].folder(run) / "settings.json").unlink()
     evaluate(run, cells, COUNTS, settings)
     assert not opened and "settings.json is missing; it is made again" in capsys.readouterr().err
     (cells[0].folder(run) / "settings.json").unlink()
     evaluate(run, cells, COUNTS, replace(settings, temperature=0.5))
-    assert opened == read_tasks(run.tasks("easy"))
+    assert [episode.task for episode in opened] == read_tasks(run.tasks("easy"))
 
 
 def test_a_damaged_adapter_is_not_played(evaluated, tmp_path):
