@@ -170,7 +170,8 @@ def evaluate(
                     waiting[cell.model, folder.parent].append(episode)
         shared, jobs = (settings, device, max_total_tokens), []
         for (model, _), episodes in waiting.items():
-            episodes.sort(key=lambda episode: -episode.size)
+            if model not in asked:  # an endpoint finishes cell after cell
+                episodes.sort(key=lambda episode: -episode.size)
             jobs.append(Job(model, episodes, *shared, adapters.get(model), *asked.get(model, (None, None))))
         if paid := [job for job in jobs if job.endpoint]:
             playing.ask_first(paid)
