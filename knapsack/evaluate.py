@@ -9,6 +9,7 @@ import os
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -59,13 +60,38 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a worker process needs to play the open tasks of a cell."""
+class OpenEpisode:
+    """An episode that is to be played; ``made_with`` is a digest of all that determines it."""
 
     cell: Cell
     folder: Path
-    tasks: list[Task]
-    made_with: dict[str, str]  # per task id: digest of all that determines the episode
+    task: Task
+    made_with: str
+
+    @property
+    def key(self) -> str:
+        """On which the draws of a local model depend."""
+        return f"{self.cell.name}/{self.task.task_id}"
+
+    @property
+    def size(self) -> int:
+        """How long it may take, to start the longest first: a model away from home takes more turns."""
+        weight = 0 if self.cell.model == "teacher" else 1 if self.cell.model == self.cell.runtime else 3
+        return weight * len(self.task.items)
+
+    def finished(self) -> bool:
+        return traces.details_path(traces.trace_path(self.folder, self.task.task_id)).exists()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker process needs to play the open episodes of a model, of which it shares out one by one with others.
+
+    One queue for all cells: few episodes are left to decode nearly alone at its end.
+    """
+
+    model: str
+    episodes: list[OpenEpisode]
     settings: Settings
     device: str
     max_total_tokens: int
@@ -81,13 +107,7 @@ class Job:
 
     @property
     def size(self) -> int:
-        """How long this may take, to start the longest first: a model away from home takes more turns."""
-        weight = 0 if self.cell.model == "teacher" else 1 if self.cell.model == self.cell.runtime else 3
-        return weight * sum(len(task.items) for task in self.tasks)
-
-    def finished(self) -> int:
-        paths = [traces.details_path(traces.trace_path(self.folder, task.task_id)) for task in self.tasks]
-        return sum(path.exists() for path in paths)
+        return sum(episode.size for episode in self.episodes)
 
 
 def evaluate(
@@ -105,9 +125,9 @@ def evaluate(
     """Play the first ``counts[split]`` tasks of each cell's split and write each episode as it ends.
 
     Finished episodes are skipped, and none depends on which others are played beside it, so an interrupted run
-    ends as an uninterrupted one. A damaged file of an episode or a cell is named on stderr and made again. Cells run
-    in ``processes`` worker processes of one thread each; a model named in ``endpoints`` (also "teacher") is asked
-    there, by ``settings.slots`` episodes of a cell at once, until ``max_total_tokens`` (0: no cap) are spent on
+    ends as an uninterrupted one. A damaged file of an episode or a cell is named on stderr and made again. Models play
+    in ``processes`` worker processes of one thread each; one named in ``endpoints`` (also "teacher") is asked
+    there, by ``settings.slots`` episodes of each process at once, until ``max_total_tokens`` (0: no cap) are spent on
     endpoints in this and earlier calls. Each reply that was paid for is kept and not asked for again.
 
     Raises, before anything is played, FileNotFoundError (tasks, base or adapter missing), CorruptFileError (one of
@@ -133,34 +153,36 @@ def evaluate(
     with ExitStack() as held:
         for folder in sorted({cell.folder(run).parent for cell in cells}):
             held.enter_context(writing(folder))
-        jobs, records = [], {}
+        waiting, records = defaultdict(list), {}
         for cell in cells:
             folder = cell.folder(run)
             parameters = asdict(settings) | {"base_digest": base_digest, "adapter_digest": digests.get(cell.model)}
-            adapter, (endpoint, key) = adapters.get(cell.model), asked.get(cell.model, (None, None))
+            endpoint, _ = asked.get(cell.model, (None, None))
             if endpoint:  # whose replies depend on no weights and no batch of ours
                 place = {"endpoint": endpoint.identity}
                 parameters = place | parameters | {"base": None, "base_digest": None, "slots": None}
             record = records[folder] = _record(folder, cell.runtime, parameters, tasks[cell.split])
-            facts, made_with, waiting = [cell.model, cell.runtime, parameters], {}, []
+            facts = [cell.model, cell.runtime, parameters]
             for task in tasks[cell.split]:
                 text = json.dumps([*facts, record["tasks"][task.task_id]], sort_keys=True)
-                made_with[task.task_id] = runs.digest(text)
-                if not traces.episode_done(folder, task.task_id, made_with[task.task_id]):
-                    waiting.append(task)
-            if waiting:
-                shared = (settings, device, max_total_tokens)
-                jobs.append(Job(cell, folder, waiting, made_with, *shared, adapter, endpoint, key))
+                episode = OpenEpisode(cell, folder, task, runs.digest(text))
+                if not traces.episode_done(folder, task.task_id, episode.made_with):
+                    waiting[cell.model, folder.parent].append(episode)
+        shared, jobs = (settings, device, max_total_tokens), []
+        for (model, _), episodes in waiting.items():
+            if model not in asked:  # an endpoint finishes cell after cell
+                episodes.sort(key=lambda episode: -episode.size)
+            jobs.append(Job(model, episodes, *shared, adapters.get(model), *asked.get(model, (None, None))))
         if paid := [job for job in jobs if job.endpoint]:
             playing.ask_first(paid)
         for folder, record in records.items():  # only now that nothing was refused
             runs.keep(folder / "settings.json", runs.as_json(record))
-        for job in jobs:
-            traces.discard_episodes(job.folder, [task.task_id for task in job.tasks])
+        opened = [episode for job in jobs for episode in job.episodes]
+        for episode in opened:
+            traces.discard_episodes(episode.folder, [episode.task.task_id])
         total = sum(len(tasks[cell.split]) for cell in cells)
-        done = total - sum(len(job.tasks) for job in jobs)
         options = {"unit": "episode", "desc": "evaluation", "mininterval": 1, "disable": not progress}
-        with tqdm(total=total, initial=done, **options) as bar:
+        with tqdm(total=total, initial=total - len(opened), **options) as bar:
             if jobs:
                 _play_all(sorted(jobs, key=lambda job: -job.size), processes, bar)
 
@@ -190,17 +212,21 @@ def _record(folder: Path, kind: Kind, parameters: dict, tasks: list[Task]) -> di
 
 
 def _play_all(jobs: list[Job], processes: int, bar: tqdm) -> None:
-    """Run the jobs in worker processes and keep the bar; the first error, or Ctrl-C, ends them all."""
+    """Run the jobs in worker processes and keep the bar; the first error, or Ctrl-C, ends them all.
+
+    Each job is begun by as many workers as it can occupy, but every job by one before any by two.
+    """
     context = multiprocessing.get_context("spawn")  # a process that forks while interpreters are open hangs
-    before = bar.n
+    begun = [job for worker in range(processes) for job in jobs if worker < len(job.episodes)]
+    episodes, before = [episode for job in jobs for episode in job.episodes], bar.n
     with tempfile.TemporaryDirectory() as temporary:
         stop = Path(temporary) / "stop"
-        executor = ProcessPoolExecutor(min(processes, len(jobs)), context, _begin, (os.getpid(),))
+        executor = ProcessPoolExecutor(min(processes, len(begun)), context, _begin, (os.getpid(),))
         try:
-            pending = {executor.submit(_play, job, stop) for job in jobs}
+            pending = {executor.submit(_play, job, stop) for job in begun}
             while pending:
                 ended, pending = wait(pending, timeout=0.5, return_when=FIRST_EXCEPTION)
-                bar.update(before + sum(job.finished() for job in jobs) - bar.n)
+                bar.update(before + sum(episode.finished() for episode in episodes) - bar.n)
                 for future in ended:
                     future.result()
         except BrokenProcessPool as error:
@@ -225,11 +251,15 @@ def _begin(parent: int) -> None:
 
 
 def _play(job: Job, stop: Path) -> None:
-    """A worker's part: play the open tasks of a cell, until ``stop`` is there: a file that says why."""
+    """A worker's part: play those episodes of a job that no other has begun, until ``stop`` is there: a file that says
+    why. Beside it lies a file for each episode that was begun."""
+
+    def mark(each: OpenEpisode) -> Path:
+        return stop.parent / each.key.replace("/", "_")
 
     def check() -> None:
         if stop.exists():
-            raise EvaluationError(stop.read_text() or f"{job.cell.name} was stopped")
+            raise EvaluationError(stop.read_text() or f"{job.model} was stopped")
 
     @contextmanager
     def at(place: str) -> Iterator[None]:
@@ -243,33 +273,37 @@ def _play(job: Job, stop: Path) -> None:
             runs.write_text(stop, problem)
             raise EvaluationError(problem) from error
 
-    def episode(task: Task, key: str) -> Generator:
-        """The episode, which is written as it ends."""
+    def episode(each: OpenEpisode) -> Generator:
+        """The episode, which is written as it ends; nothing, if another worker has begun it."""
         began = time.monotonic()
-        with at(key):
+        with at(each.key):
             check()
-            done = yield from agent.episode(task, job.cell.runtime, limits, pool)
+            try:
+                mark(each).touch(exist_ok=False)
+            except FileExistsError:
+                return
+            limits = agent.EpisodeSettings(settings.max_turns, settings.max_tool_calls, settings.prompt_detail)
+            done = yield from agent.episode(each.task, each.cell.runtime, limits, pool)
             seconds = time.monotonic() - began
-            traces.write_episode(job.folder, done, job.cell.model, seconds, job.made_with[task.task_id])
-            return done
+            traces.write_episode(each.folder, done, job.model, seconds, each.made_with)
 
     settings = job.settings
-    limits = agent.EpisodeSettings(settings.max_turns, settings.max_tool_calls, settings.prompt_detail)
-    player = _play_teacher if job.cell.model == "teacher" else _play_model
+    player = _play_teacher if job.model == "teacher" else _play_model
     if job.endpoint:
         from knapsack.endpoints.playing import play as player
-    keys = [f"{job.cell.name}/{task.task_id}" for task in job.tasks]  # on which the draws of a local model depend
-    with at(job.cell.name), interpreter_pool(settings.slots, engine=settings.engine) as pool:
-        player(job, ((key, episode(task, key)) for key, task in zip(keys, job.tasks, strict=True)), check)
+    if all(mark(each).exists() for each in job.episodes):
+        return
+    with at(job.model), interpreter_pool(settings.slots, engine=settings.engine) as pool:
+        player(job, ((each.key, episode(each)) for each in job.episodes), check)
 
 
 def _play_teacher(job: Job, plays: Iterator[tuple[str, Generator]], check: Callable[[], None]) -> None:
     from knapsack import models
 
     settings, tokenizer = job.settings, models.load_tokenizer(job.settings.base)
-    for task, (_, play) in zip(job.tasks, plays, strict=True):
-        seed = settings.seed + task.seed
-        agent.run_alone(play, RuleTeacher(task, job.cell.runtime, seed, tokenizer, settings.max_tool_calls))
+    for each, (_, play) in zip(job.episodes, plays, strict=True):
+        seed = settings.seed + each.task.seed
+        agent.run_alone(play, RuleTeacher(each.task, each.cell.runtime, seed, tokenizer, settings.max_tool_calls))
 
 
 def _play_model(job: Job, plays: Iterator[tuple[str, Generator]], check: Callable[[], None]) -> None:

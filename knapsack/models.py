@@ -1,15 +1,21 @@
 """Who replies: a local causal language model that answers many conversations at once.
 
 ``LocalModel`` has a fixed number of slots. Each slot keeps the keys and values of its conversation between turns,
-so a turn costs only its new tokens. A reply never depends on what the other slots do: every decode step runs on
-all slots (matrix products have one shape, whoever is active), each row attends to exactly its own part of the
-cache, and each reply draws from its own stream of random numbers.
+so a turn costs only its new tokens. A step reads, for every slot, the block of ``BLOCK`` positions in which its reply
+has arrived: the tokens that are there and guesses at the next ones (lookup decoding). Tokens are chosen as if one by
+one, each by its own random number, and a guess counts only if it is what was chosen. So guesses save steps and change
+nothing, to the last bit: where a token stands in the matrix products depends on its position alone.
+
+A reply never depends on what the other slots do either: every step runs on all slots (matrix products have one shape,
+whoever is active), each row attends to exactly its own part of the cache, and each reply draws from its own stream of
+random numbers.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from functools import partial
+from itertools import islice, takewhile
 from pathlib import Path
 
 import torch
@@ -24,66 +30,97 @@ from knapsack.runs import find_adapter, find_base, stream
 
 PREFILL_STEP = 32  # prompts are padded to multiples of this: few shapes, for which kernels are prepared once
 PREFILL_MOST = 2048  # tokens read at once: attention may take memory for heads × these × all tokens before them
+BLOCK = 8  # positions that a step reads in each slot
+LOOKED_UP = (8, 4, 2)  # how many last tokens are looked up for a guess, the most telling first
+REMEMBERED = 300_000  # entries of the table of guesses, about 250 bytes each
 
 
 class SlotCache:
     """Keys and values of all slots: per layer two tensors [slots, heads, context_length, head size].
 
-    ``rows`` and ``starts`` say where the next forward pass writes. In a decode step (length 1) row r of the batch
-    is slot r, and only ``rows`` count; otherwise the batch is one sequence, which belongs to slot ``rows[0]``.
+    ``slots`` and ``starts`` say what the next forward pass writes: row i of its batch belongs to slot ``slots[i]``,
+    from position ``starts[i]`` on; later rows are idle.
     """
 
     def __init__(self, slots: int, context_length: int):
-        self.slots, self.context_length = slots, context_length
+        self.shape = slots, -(-context_length // BLOCK) * BLOCK
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.rows: list[int] = []
+        self.slots: list[int] = []
         self.starts: list[int] = []
 
     def update(self, key: torch.Tensor, value: torch.Tensor, layer: int, *_, **__) -> list[list[torch.Tensor]]:
-        """Store [batch, heads, length, head size]; returns keys and values that each of ``rows`` may read."""
+        """Store [batch, heads, length, head size]; returns keys and values that each row may read."""
         if layer not in self.layers:  # left uninitialised: the system gives memory only where something is written
-            shape = (self.slots, key.shape[1], self.context_length, key.shape[3])
+            slots, context = self.shape
+            shape = (slots, key.shape[1], context, key.shape[3])
             self.layers[layer] = key.new_empty(shape), value.new_empty(shape)
-        length, places = key.shape[2], list(zip(self.rows, self.starts, strict=True))
+        length, places = key.shape[2], list(zip(self.slots, self.starts, strict=True))
         for store, new in zip(self.layers[layer], (key, value), strict=True):
-            if length == 1:
-                store[self.rows, :, self.starts] = new[self.rows, :, 0]
-            else:
-                store[self.rows[0], :, self.starts[0] : self.starts[0] + length] = new[0]
-        return [[store[row : row + 1, :, : start + length] for row, start in places] for store in self.layers[layer]]
+            for row, (slot, start) in enumerate(places):
+                store[slot, :, start : start + length] = new[row]
+        return [[store[slot, :, : start + length] for slot, start in places] for store in self.layers[layer]]
 
 
-def _attend_by_row(module, query, keys, values, attention_mask, scaling=None, rows=(), **_):
+def _attend_by_row(module, query, keys, values, attention_mask, scaling=None, masks=(), **_):
     """Attention for transformers' models over what ``SlotCache.update`` returned.
 
-    ``query``: [batch, heads, length, head size]. With length 1, row ``rows[i]`` reads ``keys[i]`` and idle rows
-    get zeros; query heads that share a key head become queries of that head.
+    ``query``: [batch, heads, length, head size]. Row i reads ``keys[i]``, with ``masks[i]`` added, and idle rows get
+    zeros; None stands for the mask where nothing stands before the queries. Query heads that share a key head become
+    queries of that head.
     """
     batch, heads, length, size = query.shape
-    key_heads = keys[0].shape[1]
-    if length > 1:
-        options = {"attn_mask": attention_mask, "scale": scaling, "enable_gqa": heads != key_heads}
-        output = F.scaled_dot_product_attention(query, keys[0], values[0], **options)
-        return output.transpose(1, 2).contiguous(), None
-    queries = query.reshape(batch, key_heads, heads // key_heads, size).split(1)
-    reads = zip(rows, keys, values, strict=True)
-    results = [F.scaled_dot_product_attention(queries[row], key, value, scale=scaling) for row, key, value in reads]
-    output = query.new_zeros(batch, 1, heads, size)
-    output[rows] = torch.cat(results).reshape(len(rows), 1, heads, size)
-    return output, None
+    output = query.new_zeros(batch, heads, length, size)
+    for row, (key, value, mask) in enumerate(zip(keys, values, masks, strict=True)):
+        shared, options = query[row : row + 1], {"scale": scaling}
+        if mask is None:
+            options |= {"is_causal": True, "enable_gqa": len(key) != heads}
+        else:
+            shared = shared.reshape(1, len(key), -1, size)
+            options["attn_mask"] = mask.expand(heads // len(key), *mask.shape).reshape(-1, mask.shape[1])
+        output[row] = F.scaled_dot_product_attention(shared, key[None], value[None], **options).view(
+            heads, length, size
+        )
+    return output.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register("knapsack_by_row", _attend_by_row)
 
 
+class Guesses:
+    """What followed where the last tokens of a text stood before, in any text of this model, the latest first.
+
+    Agents copy from their own conversation and repeat what others of their kind say.
+    """
+
+    def __init__(self):
+        self.places: dict[tuple[int, ...], tuple[list[int], int]] = {}
+
+    def learn(self, text: list[int], start: int) -> None:
+        """Remember what leads to the tokens from ``start`` on of ``text``, which may only grow after that."""
+        if len(self.places) > REMEMBERED:
+            self.places.clear()
+        for at in range(start, len(text)):
+            for count in LOOKED_UP:
+                if at >= count:
+                    self.places[tuple(text[at - count : at])] = text, at
+
+    def after(self, text: list[int], count: int) -> list[int]:
+        """``count`` tokens that may follow ``text``; any will do where nothing is known."""
+        for length in LOOKED_UP:
+            if place := self.places.get(tuple(text[-length:])):
+                source, at = place
+                return (source[at : at + count] * count)[:count]  # a text that repeats goes on repeating
+        return [0] * count
+
+
 @dataclass
 class _Slot:
-    """``cached``: tokens whose keys and values the slot holds. ``new``: tokens of the reply being written."""
+    """``text``: the tokens of prompt and reply, whose keys and values the slot holds, but for the last one's."""
 
     key: str | None = None
-    cached: list[int] = field(default_factory=list)
-    prompt: list[int] = field(default_factory=list)
-    new: list[int] = field(default_factory=list)
+    text: list[int] = field(default_factory=list)
+    prompt: int = 0  # how many tokens of the text
+    draws: list[float] = field(default_factory=list)  # of each token of the text, and of guesses; the prompt's are 0
     noise: random.Random | None = None  # None while the slot is idle
 
 
@@ -113,6 +150,7 @@ class LocalModel:
         self._lead = template.lead if tokenizer.decode(first_word).startswith(template.lead) else ""  # else cut by it
         self._cache = SlotCache(slots, context_length)
         self._slots = [_Slot() for _ in range(slots)]
+        self._guesses = Guesses()
 
     @torch.inference_mode()
     def submit(self, slot: int, key: str, messages: list[Message]) -> None:
@@ -128,10 +166,11 @@ class LocalModel:
             raise RuntimeError(f"slot {slot} is still answering {state.key}")
         if state.key != key:  # never reuse another episode's part: a reply must not depend on the slot's past
             self._slots[slot] = state = _Slot(key)
-        pairs = zip(state.cached, prompt[:-1], strict=False)
+        pairs = zip(state.text[:-1], prompt[:-1], strict=False)
         known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         self._prefill(slot, known, prompt[known:-1])
-        state.cached, state.prompt, state.new = prompt[:-1], prompt, []
+        self._guesses.learn(prompt, known)
+        state.text, state.prompt, state.draws = prompt, len(prompt), [0.0] * len(prompt)
         state.noise = stream(self.seed, key, len(prompt))
 
     def _prefill(self, slot: int, start: int, tokens: list[int]) -> None:
@@ -139,39 +178,58 @@ class LocalModel:
         for first in range(0, len(tokens), PREFILL_MOST):
             part, at = tokens[first : first + PREFILL_MOST], start + first
             length = min(-(-len(part) // PREFILL_STEP) * PREFILL_STEP, self.context_length - at)
-            positions = torch.arange(at, at + length, device=self.model.device)
-            visible = torch.arange(at + length, device=self.model.device)[None, :] <= positions[:, None]
-            padded = torch.tensor([part + [0] * (length - len(part))], device=self.model.device)
-            self._cache.rows, self._cache.starts = [slot], [at]
-            where = {"position_ids": positions[None], "attention_mask": visible[None, None]}
-            self.model.base_model(input_ids=padded, past_key_values=self._cache, **where)
+            self._read(self.model.base_model, [part + [0] * (length - len(part))], [slot], [at])
+
+    def _read(self, model, tokens: list[list[int]], slots: list[int], starts: list[int]):
+        """A forward pass in which row i of ``tokens`` stands in slot ``slots[i]`` from position ``starts[i]`` on."""
+        length, place = len(tokens[0]), {"device": self.model.device}
+        firsts = torch.tensor(starts + [0] * (len(tokens) - len(starts)), **place)
+        positions = (firsts[:, None] + torch.arange(length, **place)).clamp(max=self.context_length - 1)
+        forbidden = partial(torch.full, fill_value=-torch.inf, dtype=self.model.dtype, **place)
+        masks = [forbidden((length, start + length)).triu(start + 1) if start else None for start in starts]
+        self._cache.slots, self._cache.starts = slots, starts
+        inputs = {"input_ids": torch.tensor(tokens, **place), "position_ids": positions}
+        return model(**inputs, past_key_values=self._cache, masks=masks)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Reply]]:
-        """One new token for every queued conversation; returns (slot, Reply) of those that ended with it."""
-        rows = [slot for slot, state in enumerate(self._slots) if state.noise is not None]
-        if not rows:
+        """One or more new tokens for every queued conversation; returns (slot, Reply) of those that ended with them."""
+        busy = [slot for slot, state in enumerate(self._slots) if state.noise is not None]
+        if not busy:
             return []
-        tokens, positions, draws = [0] * self.slots, [0] * self.slots, [0.0] * self.slots
-        for slot in rows:
-            state = self._slots[slot]
-            tokens[slot], positions[slot] = (state.new or state.prompt)[-1], len(state.cached)
-            draws[slot] = state.noise.random()
-            state.cached.append(tokens[slot])
-        self._cache.rows, self._cache.starts = rows, [positions[slot] for slot in rows]
-        inputs, places = torch.tensor([tokens, positions], device=self.model.device)[:, :, None]
-        output = self.model(input_ids=inputs, position_ids=places, past_key_values=self._cache, rows=rows)
-        chosen = choose(output.logits[:, -1], self.temperature, draws)
+        blocks, starts, draws = [], [], []
+        for state in map(self._slots.__getitem__, busy):
+            start = (len(state.text) - 1) // BLOCK * BLOCK  # of the block with the last token, which is not read yet
+            starts.append(start)
+            blocks.append(state.text[start:] + self._guesses.after(state.text, start + BLOCK - len(state.text)))
+            while len(state.draws) <= start + BLOCK:
+                state.draws.append(state.noise.random())
+            draws += state.draws[start + 1 : start + BLOCK + 1]
+        idle = [[0] * BLOCK] * (self.slots - len(busy))
+        logits = self._read(self.model, blocks + idle, busy, starts).logits[: len(busy)]
+        chosen = iter(choose(logits.flatten(0, 1), self.temperature, draws))
         finished = []
-        for slot in rows:
-            state = self._slots[slot]
-            state.new.append(chosen[slot])
-            stopped = chosen[slot] in self._ends
-            if stopped or len(state.new) >= min(self.max_new_tokens, self.context_length - len(state.prompt)):
-                state.noise = None
-                text = self.tokenizer.decode(state.new, skip_special_tokens=True).removeprefix(self._lead)
-                finished.append((slot, Reply(text, len(state.prompt), len(state.new), stopped)))
+        for slot, start, block in zip(busy, starts, blocks, strict=True):
+            if reply := self._accept(self._slots[slot], start, block, list(islice(chosen, BLOCK))):
+                finished.append((slot, reply))
         return finished
+
+    def _accept(self, state: _Slot, start: int, block: list[int], chosen: list[int]) -> Reply | None:
+        """Take what was chosen after each token of the block for as long as the block goes on as chosen."""
+        text, there = state.text, len(state.text)
+        limit = min(state.prompt + self.max_new_tokens, self.context_length)
+        stopped = False
+        for place in range(there - start, BLOCK + 1):
+            text.append(chosen[place - 1])
+            stopped = text[-1] in self._ends
+            if stopped or len(text) == limit or block[place : place + 1] != text[-1:]:
+                break
+        self._guesses.learn(text, there)
+        if not stopped and len(text) < limit:
+            return None
+        state.noise = None
+        written = self.tokenizer.decode(text[state.prompt :], skip_special_tokens=True).removeprefix(self._lead)
+        return Reply(written, state.prompt, len(text) - state.prompt, stopped)
 
     def release(self, slot: int) -> None:
         """Forget the slot's conversation."""
@@ -196,15 +254,17 @@ def load_tokenizer(base: str | Path):
         raise FileNotFoundError(f"base = {str(base)!r}: {error}; name a model folder or a public model") from error
 
 
-def load_model(base, adapter=None, *, device: str = "auto", dtype=torch.bfloat16, **settings) -> LocalModel:
+def load_model(base, adapter=None, *, device: str = "auto", **settings) -> LocalModel:
     """A LocalModel of ``base`` (see ``runs.find_base``) with ``adapter`` (a PEFT folder, or None) merged in.
 
-    ``settings``: slots, context_length, max_new_tokens, temperature, seed. Base and adapter are added in float32
-    and rounded to ``dtype`` once. Raises FileNotFoundError, with the remedy, if one of them is not there.
+    ``settings``: slots, context_length, max_new_tokens, temperature, seed. Base and adapter are added in float32. A
+    GPU gets the sum in bfloat16; a CPU computes in float32, because one without instructions for bfloat16 takes many
+    times longer with it. Raises FileNotFoundError, with the remedy, if one of them is not there.
     """
     tokenizer = load_tokenizer(base)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     load = {"dtype": torch.float32 if adapter is not None else dtype, "attn_implementation": "knapsack_by_row"}
     model = AutoModelForCausalLM.from_pretrained(find_base(base), **load)
     if adapter is not None:

@@ -98,6 +98,14 @@ def test_resumed_run_ends_like_an_uninterrupted_one(evaluated):
     assert kept.stat().st_mtime_ns == stamp
 
 
+def test_workers_that_share_a_model_play_each_episode_once_and_as_one_alone(evaluated, tmp_path):
+    whole, settings = evaluated  # by two
+    run = open_run(tmp_path / "run")
+    write_tasks(run.tasks("easy"), sample_split("easy", 3, 0, CONFIG))
+    evaluate(run, CELLS, COUNTS, settings, processes=1, device="cpu", progress=False)
+    assert contents(run) == contents(whole)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "need"),
     [
@@ -179,13 +187,13 @@ def test_damaged_files_are_named_and_made_again(evaluated, tmp_path, capsys):
 def test_lost_settings_do_not_mix_episodes_of_two_kinds(evaluated, tmp_path, capsys, monkeypatch):
     whole, settings = evaluated
     run, cells, opened = open_run(shutil.copytree(whole.folder, tmp_path / "run")), CELLS[2:], []
-    monkeypatch.setattr("knapsack.evaluate._play_all", lambda jobs, *_: opened.extend(jobs[0].tasks))
+    monkeypatch.setattr("knapsack.evaluate._play_all", lambda jobs, *_: opened.extend(jobs[0].episodes))
     (cells[0].folder(run) / "settings.json").unlink()
     evaluate(run, cells, COUNTS, settings)
     assert not opened and "settings.json is missing; it is made again" in capsys.readouterr().err
     (cells[0].folder(run) / "settings.json").unlink()
     evaluate(run, cells, COUNTS, replace(settings, temperature=0.5))
-    assert opened == read_tasks(run.tasks("easy"))
+    assert [episode.task for episode in opened] == read_tasks(run.tasks("easy"))
 
 
 def test_a_damaged_adapter_is_not_played(evaluated, tmp_path):

@@ -24,12 +24,12 @@ def with_keys(run: Run, endpoints: dict[str, Endpoint]) -> dict[str, tuple[Endpo
 
 def kept_replies(job: Job) -> Path:
     """Where the replies of an endpoint are kept."""
-    return job.folder.parent / "replies.sqlite"
+    return job.episodes[0].folder.parent / "replies.sqlite"
 
 
 def ask_first(jobs: Iterable[Job]) -> None:
     """One tiny request to each endpoint that is to play: what is wrong with it shows before any work."""
-    for job in {job.cell.model: job for job in jobs}.values():
+    for job in jobs:
         with Replies(kept_replies(job)) as replies:
             limits = {"temperature": job.settings.temperature, "max_total_tokens": job.max_total_tokens}
             ask_once(job.endpoint, job.key, replies, **limits)
