@@ -57,7 +57,7 @@ volume wage ward weight width wing worth zone
 _OTHER = """
 bag base batch book chosen data dd denied done entry facts found go had have hits item items known last left
 list_items look memo next_one notes one part pool qq record records rest result rows seen skipped slot step
-stock tally taken tried used v w walk x y z k i d e b u ids fill start error item_id inspect take_item look count denied left seen
+stock tally taken tried used v w walk x y z k i d e b u ids fill start error item_id inspect take_item
 """
 _VERB, _NOUN = _VERBS.split(), _NOUNS.split()
 _PAIRS = random.Random("pairs")

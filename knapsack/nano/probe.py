@@ -8,11 +8,12 @@ sets the style; all others are the model's. So a weak base is told from a weak a
 import argparse
 import json
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from knapsack import models
-from knapsack.agent import ContextFull, Reply, run_alone, run_batched
+from knapsack.agent import ContextFull, run_alone, run_batched
 from knapsack.nano import curriculum
 from knapsack.runtime import KINDS, Kind, interpreter_pool, undefined_name
 
@@ -50,27 +51,25 @@ def probe(base, adapter=None, worlds: int = 40, slots: int = 20) -> list[dict]:
     """A row per style and runtime: ``reached``, the share of worlds in which exactly the right things were acted on
     and the episode was finished; ``lost``, how many had a lost name, and ``regained``, the share of those reached;
     ``malformed``, the share of replies without exactly one code block."""
-    rows, seeds = [], range(FIRST_SEED, FIRST_SEED + worlds)
     with interpreter_pool(slots) as pool:
-        for style in KINDS:
-            for kind in KINDS:
-                played, ended, right = {}, {}, {}
-                for seed in seeds:
-                    world, writer = _writer(seed, style)
-                    run_alone(curriculum.play(world, style, pool, 30), lambda m, w=writer: curriculum.answer(w, m))
-                    right[seed] = sorted(world.acted)
-                    played[seed] = _writer(seed, style)
-                plays = ((str(seed), _continued(*played[seed], kind, pool)) for seed in seeds)
-                model = models.load_model(base, adapter, slots=slots, **LIMITS)
-                run_batched(plays, model, lambda key, messages: ended.__setitem__(int(key), messages))
-                rows.append({"style": style, "runtime": kind, **_told(played, ended, right)})
-    return rows
+        model = models.load_model(base, adapter, slots=slots, **LIMITS)
+        return [_played(model, style, kind, worlds, pool) for style in KINDS for kind in KINDS]
 
 
-def _told(played: dict, ended: dict, right: dict) -> dict:
+def _played(model, style: Kind, kind: Kind, worlds: int, pool) -> dict:
+    written, right, ended = {}, {}, {}
+    for seed in map(str, range(FIRST_SEED, FIRST_SEED + worlds)):
+        world, writer = _writer(int(seed), style)
+        run_alone(curriculum.play(world, style, pool, 30), partial(curriculum.answer, writer))
+        right[seed], written[seed] = sorted(world.acted), _writer(int(seed), style)
+    run_batched(((seed, _continued(*pair, kind, pool)) for seed, pair in written.items()), model, ended.__setitem__)
+    return {"style": style, "runtime": kind, **_told(written, ended, right)}
+
+
+def _told(written: dict, ended: dict, right: dict) -> dict:
     reached, lost, replies, malformed = set(), set(), 0, 0
     for seed, messages in ended.items():
-        world, _ = played[seed]
+        world, _ = written[seed]
         seen = [json.loads(message["content"]) for message in messages[3::2]]
         replies += len(seen)
         malformed += sum((one["error"] or "").startswith("ProtocolError") for one in seen)
