@@ -23,7 +23,7 @@ from tqdm import tqdm
 from knapsack import agent, prompts, runs, traces
 from knapsack.prompts import Detail
 from knapsack.runs import Run, bounded, content_digest, find_adapter, find_base, writing
-from knapsack.runtime import Engine, Kind, interpreter_pool
+from knapsack.runtime import MAX_TOOL_CALLS, Engine, Kind, interpreter_pool
 from knapsack.tasks import Task, read_tasks
 from knapsack.teacher import RuleTeacher
 from knapsack.traces import Cell
@@ -52,7 +52,6 @@ class Settings:
     max_new_tokens: Annotated[int, Field(ge=1)] = 1024
     context_length: Annotated[int, Field(ge=2)] = 4096
     max_turns: Annotated[int, Field(ge=1)] = agent.MAX_TURNS
-    max_tool_calls: Annotated[int, Field(ge=1)] = agent.MAX_TOOL_CALLS
     prompt_detail: Detail = "compact"
     slots: Annotated[int, Field(ge=1)] = 32
     engine: Engine = "monty"
@@ -136,7 +135,8 @@ def evaluate(
         jobs, records = [], {}
         for cell in cells:
             folder = cell.folder(run)
-            parameters = asdict(settings) | {"base_digest": base_digest, "adapter_digest": digests.get(cell.model)}
+            parameters = asdict(settings) | {"max_tool_calls": cell.cap}
+            parameters |= {"base_digest": base_digest, "adapter_digest": digests.get(cell.model)}
             adapter, (endpoint, key) = adapters.get(cell.model), asked.get(cell.model, (None, None))
             if endpoint:  # whose replies depend on no weights and no batch of ours
                 place = {"endpoint": endpoint.identity}
@@ -254,7 +254,7 @@ def _play(job: Job, stop: Path) -> None:
             return done
 
     settings = job.settings
-    limits = agent.EpisodeSettings(settings.max_turns, settings.max_tool_calls, settings.prompt_detail)
+    limits = agent.EpisodeSettings(settings.max_turns, job.cell.cap, settings.prompt_detail)
     player = _play_teacher if job.cell.model == "teacher" else _play_model
     if job.endpoint:
         from knapsack.endpoints.playing import play as player
@@ -267,9 +267,10 @@ def _play_teacher(job: Job, plays: Iterator[tuple[str, Generator]], check: Calla
     from knapsack import models
 
     settings, tokenizer = job.settings, models.load_tokenizer(job.settings.base)
+    planned = min(job.cell.cap, MAX_TOOL_CALLS)  # the same decisions, and so the same ceiling, under every slack cap
     for task, (_, play) in zip(job.tasks, plays, strict=True):
         seed = settings.seed + task.seed
-        agent.run_alone(play, RuleTeacher(task, job.cell.runtime, seed, tokenizer, settings.max_tool_calls))
+        agent.run_alone(play, RuleTeacher(task, job.cell.runtime, seed, tokenizer, planned))
 
 
 def _play_model(job: Job, plays: Iterator[tuple[str, Generator]], check: Callable[[], None]) -> None:
