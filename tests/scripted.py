@@ -105,7 +105,8 @@ def rows(model: str, runtime: str, scores, split: str = "easy", **more) -> pd.Da
     """Invented episodes of a cell: a score a task (task → score, or in order), all else 0 or as told."""
     scores = scores if isinstance(scores, dict) else dict(enumerate(scores))
     one = {"model": model, "runtime": runtime, "split": split, "cap": 25, "status": "completed"}
-    one |= {"finish_reason": "finish_tool"} | dict.fromkeys(metrics.NUMBERS, 0) | {"total_tokens": 100.0, "inspected": 1.0} | more
+    one |= dict.fromkeys(metrics.NUMBERS, 0) | {"finish_reason": "finish_tool"}
+    one |= {"total_tokens": 100.0, "inspected": 1.0} | more
     return pd.DataFrame([one | {"task_id": f"knapsack-{task}", "score": score} for task, score in scores.items()])
 
 

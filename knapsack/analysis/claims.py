@@ -30,7 +30,7 @@ import pandas as pd
 
 from knapsack.analysis import tables
 from knapsack.analysis.estimates import PP, PS, SP, SS, TRAINING, Estimate, look_up
-from knapsack.analysis.metrics import SETTING, cell_name, setting_names
+from knapsack.analysis.metrics import SETTING, cell_name, setting_names, setting_rows
 from knapsack.analysis.statistics import LEVEL
 from knapsack.runtime import KINDS
 
@@ -209,8 +209,8 @@ def _judged(
         p_values = []
         for table, name in ((tests[tests["quantity"] == "score"], "p_holm"), (equal, "p_equivalence")):
             ends = ["→".join(claim.first), "→".join(claim.second)]
-            rows = (table[SETTING] == setting).all(axis=1) & table["first"].isin(ends) & table["second"].isin(ends)
-            p_values.append(table.loc[rows, name].max())
+            own = setting_rows(table, setting)
+            p_values.append(own.loc[own["first"].isin(ends) & own["second"].isin(ends), name].max())
         return found, *same(*p_values)
     first, second = (look_up(estimates, claim.quantity, setting, cell) for cell in (claim.first, claim.second))
     if claim.rule == "more":  # by the difference; the share of the first is held against the paper's

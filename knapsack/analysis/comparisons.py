@@ -226,7 +226,7 @@ def _ends(name: str, found: tuple) -> dict[str, float]:
 def _shown(frame: pd.DataFrame, columns: dict[str, str | tuple], caption: str) -> Table:
     """As text: split, cap (if there are several) and cell (or both cells), then each of ``columns``: title → name or
     (name, digits, factor), with the interval if the frame has one."""
-    rows, setting = [], setting_columns(frame)
+    rows, setting = [], setting_columns(frame) if len(frame) else []
     for row in frame.to_dict("records"):
         if "first" in row:
             cells = {"cells": " − ".join(cell_name(*row[end].split("→")) for end in ("first", "second"))}

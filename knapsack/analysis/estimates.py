@@ -33,7 +33,7 @@ from knapsack.analysis.intervals import (
     share_difference,
     share_interval,
 )
-from knapsack.analysis.metrics import CELL, SETTING, cell_rows, completed
+from knapsack.analysis.metrics import CELL, SETTING, cell_rows, completed, setting_rows
 from knapsack.runtime import KINDS
 from knapsack.traces import Cell
 
@@ -218,7 +218,7 @@ def look_up(table: pd.DataFrame, quantity: str, setting: tuple, first: tuple, se
 
     A difference that stands the other way round is given as asked for.
     """
-    rows = table[(table[["quantity", *SETTING]] == [quantity, *setting]).all(axis=1)]
+    rows = setting_rows(table[table["quantity"] == quantity], setting)
     for one, other in ((first, second), (second, first)):
         row = rows[(rows["first"] == _name(one)) & (rows["second"] == _name(other))]
         if len(row):

@@ -230,6 +230,11 @@ def setting_names(table: pd.DataFrame) -> dict[tuple[str, int], str]:
     return {key: told.format(*key) for key in zip(table["split"], table["cap"], strict=True)}
 
 
+def setting_rows(table: pd.DataFrame, setting: Iterable) -> pd.DataFrame:
+    """The rows of a (split, cap)."""
+    return table[(table[SETTING] == list(setting)).all(axis=1)]
+
+
 def cell_rows(table: pd.DataFrame, cell: Iterable) -> pd.DataFrame:
     """The rows of a (model, runtime, split, cap)."""
     return table[(table[CELL] == list(cell)).all(axis=1)]

@@ -5,7 +5,7 @@ import pandas as pd
 from knapsack.analysis.causes import CAUSES
 from knapsack.analysis.claims import CLAIMS, NOT_REPRODUCED, REPRODUCED, Claim, claims_shown
 from knapsack.analysis.estimates import PS
-from knapsack.analysis.metrics import SETTING, cell_name, cell_rows, completed
+from knapsack.analysis.metrics import cell_name, cell_rows, completed, setting_rows
 from knapsack.analysis.tables import listed, number
 
 
@@ -17,9 +17,9 @@ def explained(claims: pd.DataFrame, episodes: pd.DataFrame, equivalence: pd.Data
         if row["verdict"] == REPRODUCED:
             continue
         claim, where = known[row["claim"]], f"{row['split']}{', cap ' * bool(text['cap'])}{text['cap']}"
-        told = [f"{name} {text[of]}" for name, of in (("here", "here [95 %]"), ("the paper", "paper")) if text[of]]
+        told = [f"{name}: {text[of]}" for name, of in (("here", "here [95 %]"), ("the paper", "paper")) if text[of]]
         told = "; ".join([row["reason"], *told])
-        parts = [f"**{claim.text}** ({claim.version}; {where}) is {row['verdict']}: {told}."]
+        parts = [f"**{claim.text}** ({claim.version}; {where}) is {row['verdict']}. {told[0].upper()}{told[1:]}."]
         if row["n"] and claim.cells:
             settings = [(row["split"], cap) for cap in (row["cap"], *claim.against)]
             cells = [(*cell, *setting) for setting in settings for cell in claim.cells]
@@ -61,7 +61,7 @@ def _went(cell: tuple, episodes: pd.DataFrame, causes: pd.DataFrame) -> str:
 def _needed(claim: Claim, row: dict, equivalence: pd.DataFrame) -> str:
     """What so many tasks could have shown, and how many would decide it."""
     ends = ["→".join(claim.first), "→".join(claim.second)]
-    own = equivalence[(equivalence[SETTING] == [row[name] for name in SETTING]).all(axis=1)]
+    own = setting_rows(equivalence, (row["split"], row["cap"]))
     found = own[own["first"].isin(ends) & own["second"].isin(ends)].iloc[0]
     return (
         f"So many tasks find a difference of {number(100 * found['detectable'], 1)} points or more; to show equal "

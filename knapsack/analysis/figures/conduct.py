@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from knapsack.analysis.conduct import ERRORS, PARTS, Conduct, redundancy
 from knapsack.analysis.figures import style
 from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap, mean_interval, share_interval
-from knapsack.analysis.metrics import SETTING, cell_rows, setting_columns, setting_names
+from knapsack.analysis.metrics import SETTING, cell_rows, setting_columns, setting_names, setting_rows
 
 SHOWN_EPISODES = 3  # a mean over fewer episodes is in the data file, not in the plot, unless there are never more
 NO_TURN = "No scored turn of a model other than the teacher is there to show."
@@ -111,7 +111,7 @@ def errors_and_recovery(episodes: pd.DataFrame, conduct: Conduct) -> style.Drawi
     errors, recovery = _error_shares(turns), _recovery_shares(conduct.recoveries)
     cells, names, least = style.cells_in(errors), setting_names(errors), _shown_from(errors)
     several = len(setting_columns(errors)) > 1  # then the titles have two lines
-    heights = [0.35 + (0.62 + 0.1 * several) * len(cells), 0.45 + 0.17 * len(recovery)][: 1 + bool(len(recovery))]
+    heights = [0.35 + (0.62 + 0.16 * several) * len(cells), 0.45 + 0.17 * len(recovery)][: 1 + bool(len(recovery))]
     figure = Figure(figsize=(style.WIDTH, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     axes = parts[0].subplots(len(cells), len(names), squeeze=False, sharex="col", sharey=True)
@@ -130,7 +130,7 @@ def errors_and_recovery(episodes: pd.DataFrame, conduct: Conduct) -> style.Drawi
                 ax.tick_params(labelleft=True)
         row[0].set(ylim=(0, 1.04), yticks=[0, 0.5, 1], yticklabels=["0", "50 %", "100 %"])
     for ax, setting in zip(axes[-1], names, strict=True):
-        ax.set(xlabel="turn", xlim=(0.4, errors.loc[(errors[SETTING] == setting).all(axis=1), "turn"].max() + 0.6))
+        ax.set(xlabel="turn", xlim=(0.4, setting_rows(errors, setting)["turn"].max() + 0.6))
         ax.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
     told = "No missing-binding error whose task is at hand, so there is no recovery to show. "
     if len(recovery):
@@ -182,7 +182,7 @@ def what_fills_the_tokens(episodes: pd.DataFrame, conduct: Conduct) -> style.Dra
     figure = Figure(figsize=(style.WIDTH, 0.2 + len(settings) * (0.3 + 0.17 * len(cells))), layout="constrained")
     axes = figure.subplots(len(settings), 1, sharex=True, squeeze=False)[:, 0]
     for ax, (setting, title) in zip(axes, settings.items(), strict=True):
-        rows = data[(data[SETTING] == setting).all(axis=1)].reset_index(drop=True)
+        rows = setting_rows(data, setting).reset_index(drop=True)
         style.stacked(ax.barh, rows.index, rows, 0.72, CONTENTS)
         beside = {"textcoords": "offset points", "ha": "right"}
         for y, share in enumerate(style.percent(share) for share in rows["redundancy"]):

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from knapsack.agent import FENCE, Turn
 from knapsack.analysis.estimates import PP, PS
 from knapsack.analysis.figures import style
-from knapsack.analysis.metrics import SETTING, setting_columns, setting_names
+from knapsack.analysis.metrics import SETTING, setting_columns
 from knapsack.traces import Cell, Trace, read_trace, trace_path
 from knapsack.training_data import MIN_SCORE
 
@@ -37,7 +37,7 @@ class Pair:
 
     split: str
     cap: int
-    where: str  # "easy", or with several caps "easy, cap 25"
+    where: str  # "easy task", or with several caps "easy, cap 25:"
     task_id: str
     traces: tuple[Trace, Trace]  # persistent, stateless runtime
     missing: int
@@ -56,13 +56,13 @@ def find_pairs(episodes: pd.DataFrame, folder: str | Path) -> list[Pair]:
     home, away = (done[(done[["model", "runtime"]] == list(cell)).all(axis=1)] for cell in (PP, PS))
     home = home[(home["finish_reason"] == "finish_tool") & (home["score"] >= MIN_SCORE)]
     both = home.merge(away.loc[away["missing_bindings"] > 0, TASK], on=TASK)
-    pairs, names = [], setting_names(episodes)
+    pairs, where = [], "{}, cap {}:" if len(setting_columns(episodes)) > 1 else "{} task"
     for *setting, task_id in both[TASK].itertuples(index=False, name=None):
         cells = [Path(folder) / Cell(*cell, *setting).name for cell in (PP, PS)]
         traces = tuple(read_trace(trace_path(cell, task_id)) for cell in cells)
         if found := _moment(traces[1]):
             codes = [[turn.code for turn in trace.turns[: found[0] + 1]] for trace in traces]
-            pairs.append(Pair(*setting, names[tuple(setting)], task_id, traces, *found, codes[0] == codes[1]))
+            pairs.append(Pair(*setting, where.format(*setting), task_id, traces, *found, codes[0] == codes[1]))
     return sorted(pairs, key=lambda pair: (not pair.same, -pair.traces[0].score))
 
 
@@ -144,7 +144,7 @@ def draw_pair(pair: Pair) -> tuple[Figure, pd.DataFrame]:
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set_axis_off()
     _write(ax, EDGE, 1.3, "One model, one task, two runtimes", fontsize=9, weight="bold")
-    told = f"trained on persistent traces · {pair.where} task {pair.task_id}"
+    told = f"trained on persistent traces · {pair.where} {pair.task_id}"
     _write(ax, EDGE, 2.4, told, fontsize=6.5, color=style.GREY)
 
     def both(y: float, index: int) -> float:

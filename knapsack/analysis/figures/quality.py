@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from knapsack.analysis.estimates import PP, PS, SP, SS, look_up, wide
 from knapsack.analysis.figures import style
 from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap
-from knapsack.analysis.metrics import CELL, RUNTIMES, SETTING, cell_rows, setting_columns, setting_names
+from knapsack.analysis.metrics import CELL, RUNTIMES, SETTING, cell_rows, setting_columns, setting_names, setting_rows
 from knapsack.analysis.statistics import LEVEL, MARGIN, equivalence
 from knapsack.runtime import KINDS
 
@@ -53,7 +53,7 @@ def matrix(episodes: pd.DataFrame, estimates: pd.DataFrame, bootstrap: Bootstrap
     for index, ax in enumerate(axes.flat):
         setting, quantity, first = list(names)[index // 2], list(shown)[index % 2], index % columns == 0
         title, colour, norm = shown[quantity]
-        part = data[(data[SETTING] == setting).all(axis=1)]
+        part = setting_rows(data, setting)
         grid = part.pivot(index="model", columns="runtime", values=quantity).reindex(index=models, columns=runtimes)
         blank = blank or bool(grid.isna().any(axis=None))
         text = pd.DataFrame("", models, runtimes)
@@ -96,7 +96,7 @@ def cost_quality(episodes: pd.DataFrame, estimates: pd.DataFrame, bootstrap: Boo
     arrows = 0
     for ax, setting in zip(axes.flat, product(splits, caps), strict=True):
         at = {}
-        for row in plotted[(plotted[SETTING] == setting).all(axis=1)].to_dict("records"):
+        for row in setting_rows(plotted, setting).to_dict("records"):
             cell = row["model"], row["runtime"]
             x, y = at[cell] = row["total_tokens"], row["score"]
             reach = {  # distances from the mean
@@ -165,7 +165,8 @@ def paired_differences(
     if not strips:
         raise style.NothingToShow("No two cells that could be compared by task were played.")
     found = style.looks(cell for strip in strips for cell in strip[:2])
-    figure = Figure(figsize=(style.WIDTH, 0.25 + 0.66 * len(strips)), layout="constrained")
+    height = 0.66 - 0.12 * (len(setting_columns(done)) > 1)  # else the figure is as long as a page
+    figure = Figure(figsize=(style.WIDTH, 0.25 + height * len(strips)), layout="constrained")
     axes = figure.subplots(len(strips), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for ax, (first, second, rows) in zip(axes, strips, strict=True):
         colour, row = style.INK if first[0] != second[0] else found[first]["color"], rows.iloc[0]
@@ -236,7 +237,7 @@ def seeds(
     tokens = plotted.loc[data["quantity"] == "total_tokens", interval].stack()
     for row, (quantity, cap) in enumerate(product(SHOWN, caps)):
         for ax, split in zip(axes[row], splits, strict=True):
-            part = plotted[(plotted[["quantity", *SETTING]] == [quantity, split, cap]).all(axis=1)]
+            part = setting_rows(plotted[data["quantity"] == quantity], (split, cap))
             if row == 0 or len(caps) > 1:
                 ax.set_title(names.get((split, cap), ""))
             for one in part.to_dict("records"):

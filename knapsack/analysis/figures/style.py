@@ -131,10 +131,11 @@ def counts_text(episodes: pd.DataFrame) -> str:
 
 
 def sizes_text(sizes: pd.Series) -> str:
-    """The numbers of a series whose index has SETTING, per split: "4 easy, 2–4 hard episodes a cell under each cap"."""
+    """Numbers by SETTING (their index), per split: "4 easy, 2–4 hard episodes a cell", with the caps if several."""
     splits, caps = (sizes.index.get_level_values(name).unique() for name in SETTING)
     parts = [f"{span(sizes.xs(split, level='split'))} {split}" for split in splits]
-    return f"{', '.join(parts)} episodes a cell{' under each cap' * (len(caps) > 1)}"
+    told = f" under each cap ({', '.join(map(str, caps))})" * (len(caps) > 1)
+    return f"{', '.join(parts)} episodes a cell{told}"
 
 
 def splits_and_caps(names: Iterable[tuple[str, int]]) -> tuple[list[str], list[int]]:
@@ -149,6 +150,7 @@ def token_axis(ax: Axes, ends: pd.Series, narrow: bool = False) -> None:
     decades = math.log10(ends.max() / ends.min())
     subs = (1, 2, 5) if not narrow or decades <= 0.9 else (1,) if decades > 2 else (1, 3)
     ax.set(xscale="log")
+    ax.update_datalim([(end, 0) for end in (ends.min(), ends.max())], updatey=False)
     if ends.max() < 2 * ends.min():  # too near for a tick between them
         ax.set(xlim=(ends.min() / 1.8, ends.max() * 1.8))
     ax.xaxis.set_major_locator(ticker.LogLocator(subs=subs))
