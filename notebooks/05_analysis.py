@@ -263,14 +263,16 @@ if more_runs:
 # corrected for their number.
 #
 # **The cap decides what a lost name costs.** The reset takes names only: what was inspected may be inspected again
-# without touching the budget, but each call counts against the cap of its turn. Under a slack cap one block can
-# rebuild all records, at the price of tokens; under 25 a turn may be over before it has caught up. Version 1 of the
-# paper, whose evaluation probably had no cap, reports no significant loss of quality; version 3 a collapse at 25, and
-# a small loss at 80. So v1's claims are judged at the slackest cap that was played, v3's at its own two.
+# without touching the budget, but each call counts against the cap of its turn. Under a slack cap one block can rebuild
+# all records, at the price of tokens; under the paper's a turn may be over before it has caught up. The first version
+# of the paper, whose evaluation probably had no cap, reports no significant loss of quality; v3 a collapse under the
+# tight cap, and a small loss under a slack one. So v1's claims are judged at the slackest cap that was played, v3's at
+# its own two.
 #
 # The interaction D asks whether training and runtime belong together: how much more the persistent-trained model gains
 # from a persistent runtime than the stateless-trained one. If persistence were only a matter of the interpreter, both
-# would gain alike, and D would be 0. T is how much of D the cap of 25 adds to that at 80, on the same tasks.
+# would gain alike, and D would be 0. T is by how much D is larger
+# under the tight cap than under the slack one, on the same tasks.
 
 # %%
 table = claims.claims_table(found, tests, equal)

@@ -17,9 +17,8 @@ def explained(claims: pd.DataFrame, episodes: pd.DataFrame, equivalence: pd.Data
         if row["verdict"] == REPRODUCED:
             continue
         claim, where = known[row["claim"]], f"{row['split']}{', cap ' * bool(text['cap'])}{text['cap']}"
-        told = [f"{name}: {text[of]}" for name, of in (("here", "here [95 %]"), ("the paper", "paper")) if text[of]]
-        told = "; ".join([row["reason"], *told])
-        parts = [f"**{claim.text}** ({claim.version}; {where}) is {row['verdict']}. {told[0].upper()}{told[1:]}."]
+        parts = [f"**{claim.text}** ({claim.version}; {where}) is {row['verdict']}: {row['reason']}."]
+        parts += [f"{name}: {text[of]}." for name, of in (("Here", "here [95 %]"), ("The paper", "paper")) if text[of]]
         if row["n"] and claim.cells:
             settings = [(row["split"], cap) for cap in (row["cap"], *claim.against)]
             cells = [(*cell, *setting) for setting in settings for cell in claim.cells]

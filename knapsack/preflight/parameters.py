@@ -25,7 +25,7 @@ CLASSES = {"02_traces": Settings, "03_finetune": Recipe, "04_evaluate": Settings
 
 def _distinct(values: list) -> None:
     if len(set(values)) < len(values):
-        raise ValueError(f"{values} names one twice")
+        raise ValueError(f"{values}: needs values that differ")
 
 
 def _readable(read: Callable[[object], object]) -> AfterValidator:

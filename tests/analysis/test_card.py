@@ -10,7 +10,6 @@ from knapsack.agent import EpisodeSettings
 from knapsack.analysis import metrics
 from knapsack.analysis.card import VERDICTS, first_uses, habit, model_card, outcome
 from knapsack.analysis.estimates import estimates_table
-from knapsack.analysis.metrics import CELL
 from knapsack.analysis.intervals import Bootstrap
 from knapsack.runs import Run, as_json, keep
 from knapsack.runtime import KINDS, interpreter_pool
@@ -119,7 +118,7 @@ def test_a_runtime_that_was_not_played_is_named(tables):
 def test_without_any_scored_episode_the_card_says_so(tables):
     episodes, turns = tables
     lost = episodes["model"] == "persistent"
-    empty = episodes[[*CELL, "task_id"]].assign(status="missing")
+    empty = episodes[[*metrics.CELL, "task_id"]].assign(status="missing")
     episodes = pd.concat([episodes[~lost], empty[lost].reindex(columns=episodes.columns)], ignore_index=True)
     card = card_of(episodes, turns[turns["model"] != "persistent"], "persistent")
     assert "0 of 12 episodes are scored" in card and "nan" not in card

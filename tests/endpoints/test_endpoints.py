@@ -34,7 +34,7 @@ OPENING = [{"role": "system", "content": "Be brief."}, {"role": "user", "content
 LATER = [*OPENING, {"role": "assistant", "content": "Two."}, {"role": "user", "content": "Sure?"}]
 WORDS = "I look.\n```python\nprint(1)\n```"
 TRIES = 3
-CELLS = [Cell("served", kind, "easy") for kind in KINDS]
+CELLS = [Cell("served", kind, "easy", 25) for kind in KINDS]
 OPTIONS = {"temperature": 0.2, "max_new_tokens": 100, "context_length": 4000, "seed": 7}
 
 
