@@ -271,7 +271,7 @@ if more_runs:
 #
 # The interaction D asks whether training and runtime belong together: how much more the persistent-trained model gains
 # from a persistent runtime than the stateless-trained one. If persistence were only a matter of the interpreter, both
-# would gain alike, and D would be 0. T is by how much D is larger
+# would gain alike, and D would be 0. T is how much larger D is
 # under the tight cap than under the slack one, on the same tasks.
 
 # %%
