@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parent
 RUNNER = "run_notebooks"  # this program's entry in the manifest
 RECOMPUTED = "05_analysis"  # keeps nothing from an earlier run, so its parameters may change
 # What a resumed run may change: what has no effect on results, and which cells are played (each says how it was made).
-FREE = {"run_folder", "processes", "max_total_tokens", "models", "runtimes", "splits", "server"}
+FREE = {"run_folder", "processes", "max_total_tokens", "models", "runtimes", "splits", "caps", "server"}
 GROWING = {"n_train", "n_easy", "n_hard"}  # more tasks leave the first ones as they are
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 ABOUT = {"description", "offline", "gpu_memory_gb", "model", "rates"}  # what a profile says beside parameters

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from knapsack import agent, prompts, runs, traces
 from knapsack.prompts import Detail
 from knapsack.runs import Run, bounded, content_digest, find_adapter, find_base, writing
-from knapsack.runtime import Engine, Kind, interpreter_pool
+from knapsack.runtime import MAX_TOOL_CALLS, Engine, Kind, interpreter_pool
 from knapsack.tasks import Task, read_tasks
 from knapsack.teacher import RuleTeacher
 from knapsack.traces import Cell
@@ -53,7 +53,6 @@ class Settings:
     max_new_tokens: Annotated[int, Field(ge=1)] = 1024
     context_length: Annotated[int, Field(ge=2)] = 4096
     max_turns: Annotated[int, Field(ge=1)] = agent.MAX_TURNS
-    max_tool_calls: Annotated[int, Field(ge=1)] = agent.MAX_TOOL_CALLS
     prompt_detail: Detail = "compact"
     slots: Annotated[int, Field(ge=1)] = 32
     engine: Engine = "monty"
@@ -156,7 +155,8 @@ def evaluate(
         waiting, records = defaultdict(list), {}
         for cell in cells:
             folder = cell.folder(run)
-            parameters = asdict(settings) | {"base_digest": base_digest, "adapter_digest": digests.get(cell.model)}
+            parameters = asdict(settings) | {"max_tool_calls": cell.cap}
+            parameters |= {"base_digest": base_digest, "adapter_digest": digests.get(cell.model)}
             endpoint, _ = asked.get(cell.model, (None, None))
             if endpoint:  # whose replies depend on no weights and no batch of ours
                 place = {"endpoint": endpoint.identity}
@@ -282,7 +282,7 @@ def _play(job: Job, stop: Path) -> None:
                 mark(each).touch(exist_ok=False)
             except FileExistsError:
                 return
-            limits = agent.EpisodeSettings(settings.max_turns, settings.max_tool_calls, settings.prompt_detail)
+            limits = agent.EpisodeSettings(settings.max_turns, each.cell.cap, settings.prompt_detail)
             done = yield from agent.episode(each.task, each.cell.runtime, limits, pool)
             seconds = time.monotonic() - began
             traces.write_episode(each.folder, done, job.model, seconds, each.made_with)
@@ -302,8 +302,10 @@ def _play_teacher(job: Job, plays: Iterator[tuple[str, Generator]], check: Calla
 
     settings, tokenizer = job.settings, models.load_tokenizer(job.settings.base)
     for each, (_, play) in zip(job.episodes, plays, strict=True):
-        seed = settings.seed + each.task.seed
-        agent.run_alone(play, RuleTeacher(each.task, each.cell.runtime, seed, tokenizer, settings.max_tool_calls))
+        planned = min(
+            each.cell.cap, MAX_TOOL_CALLS
+        )  # the same decisions, and so the same ceiling, under every slack cap
+        agent.run_alone(play, RuleTeacher(each.task, each.cell.runtime, settings.seed, tokenizer, planned))
 
 
 def _play_model(job: Job, plays: Iterator[tuple[str, Generator]], check: Callable[[], None]) -> None:

@@ -25,6 +25,7 @@ REMEDY = "run notebook 04 again (02 for training traces): it plays the episode a
 DOWNLOAD = "download both files of the episode anew"
 # Fields of an observation that the published format has no place for.
 KEPT = ("cap_hit", "error_type", "error_source", "missing_binding", "tool_calls", "last_step_globals", "active_globals")
+CELL_NAME = re.compile(r"(?P<model>.+)_(?P<runtime>[^_]+)_(?P<split>[^_]+?)(?:-cap(?P<cap>\d+))?")
 TOO_LONG = re.compile(r"context|\btokens\b|too long", re.IGNORECASE)  # said of a conversation, not of a server
 
 
@@ -56,22 +57,28 @@ class Trace:
 
 @dataclass(frozen=True)
 class Cell:
-    """A model ("base", "teacher", the name of an adapter or of an endpoint) in a runtime on a split."""
+    """A model ("base", "teacher", the name of an adapter or of an endpoint) in a runtime on a split, under a cap on the
+    tool calls of a turn."""
 
     model: str
     runtime: runtime.Kind
     split: str
+    cap: int
 
     @property
     def name(self) -> str:
-        """The name of its folder, as published: ``<model>_<runtime>_<split>``."""
-        return f"{self.model}_{self.runtime}_{self.split}"
+        """The name of its folder: ``<model>_<runtime>_<split>`` as published, where the cap is the paper's, and
+        ``<model>_<runtime>_<split>-cap<cap>`` for any other."""
+        end = "" if self.cap == runtime.MAX_TOOL_CALLS else f"-cap{self.cap}"
+        return f"{self.model}_{self.runtime}_{self.split}{end}"
 
     @classmethod
     def of(cls, name: str) -> Self | None:
         """The cell whose folder has this name; None if it is no cell's."""
-        parts = name.rsplit("_", 2)
-        return cls(*parts) if len(parts) == 3 and parts[1] in runtime.RUNTIME_KINDS else None
+        if not (found := CELL_NAME.fullmatch(name)):
+            return None
+        cell = cls(**found.groupdict() | {"cap": int(found["cap"] or runtime.MAX_TOOL_CALLS)})
+        return cell if cell.runtime in runtime.RUNTIME_KINDS and cell.name == name else None
 
     def folder(self, run: Run) -> Path:
         """Where the episodes lie; what the teacher does on training tasks are the traces to learn from."""

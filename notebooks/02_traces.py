@@ -75,7 +75,7 @@ sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
 
 # %%
 settings = pick(Settings, parameters, temperature=None)  # a chat model's own default, as in the paper
-cells = [Cell("teacher", kind, "train") for kind in KINDS]
+cells = [Cell("teacher", kind, "train", max_tool_calls) for kind in KINDS]
 endpoints = {"teacher": read_endpoint("teacher", teacher)} if teacher else {}
 if endpoints:  # what this may cost, before anything is sent
     training_tasks = {"train": read_tasks(run.tasks("train"), n_train)}

@@ -2,6 +2,7 @@
 of invented episodes, for what is computed from them."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -80,18 +81,18 @@ def texts_of(model: str, kind: str, task: Task, number: int) -> list[str]:
     return stateless_texts(task, skip, 3 + number % 2)
 
 
-def write_run(folder: str | Path, n: int = 4, splits=("easy", "hard"), cells=CELLS) -> Path:
+def write_run(folder: str | Path, n: int = 4, splits=("easy", "hard"), cells=CELLS, caps=(25,)) -> Path:
     """The evaluations of a run with ``n`` tasks a split, scripted; seconds are made up from the tokens."""
     with interpreter_pool() as pool:
-        for split in splits:
+        for split, cap in product(splits, caps):
             tasks = list(sample_split(split, n, 0, CONFIG))
             for model, kind in cells:
-                cell = Path(folder) / "evaluations" / f"{model}_{kind}_{split}"
+                cell = Path(folder) / "evaluations" / traces.Cell(model, kind, split, cap).name
                 for number, task in enumerate(tasks):
-                    done = play(task, kind, texts_of(model, kind, task, number), 6, pool=pool)
+                    done = play(task, kind, texts_of(model, kind, task, number), 6, cap, pool)
                     spent = (done.prompt_tokens + 9 * done.completion_tokens) / 1000
                     traces.write_episode(cell, done, model, spent)
-                settings = {"task_ids": [task.task_id for task in tasks], "max_tool_calls": 25}
+                settings = {"task_ids": [task.task_id for task in tasks], "max_tool_calls": cap}
                 keep(cell / "settings.json", as_json(settings))
     return Path(folder)
 
@@ -103,8 +104,9 @@ def small_task(seed: int = 3) -> Task:
 def rows(model: str, runtime: str, scores, split: str = "easy", **more) -> pd.DataFrame:
     """Invented episodes of a cell: a score a task (task → score, or in order), all else 0 or as told."""
     scores = scores if isinstance(scores, dict) else dict(enumerate(scores))
-    one = {"model": model, "runtime": runtime, "split": split, "status": "completed", "finish_reason": "finish_tool"}
-    one |= dict.fromkeys(metrics.NUMBERS, 0) | {"total_tokens": 100.0, "inspected": 1.0} | more
+    one = {"model": model, "runtime": runtime, "split": split, "cap": 25, "status": "completed"}
+    one |= dict.fromkeys(metrics.NUMBERS, 0) | {"finish_reason": "finish_tool"}
+    one |= {"total_tokens": 100.0, "inspected": 1.0} | more
     return pd.DataFrame([one | {"task_id": f"knapsack-{task}", "score": score} for task, score in scores.items()])
 
 

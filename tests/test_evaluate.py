@@ -33,7 +33,8 @@ from knapsack.tasks import KnapsackConfig, read_tasks, sample_split, write_tasks
 from knapsack.traces import Cell
 
 CONFIG = KnapsackConfig((8, 10), (5, 20), (10, 100), 4, 2, (0.35, 0.5))
-CELLS = [Cell("base", "persistent", "easy"), Cell("base", "stateless", "easy"), Cell("teacher", "stateless", "easy")]
+CELLS = [Cell("base", "persistent", "easy", 25), Cell("base", "stateless", "easy", 25)]
+CELLS += [Cell("teacher", "stateless", "easy", 25), Cell("teacher", "stateless", "easy", 80)]
 COUNTS = {"easy": 3}
 
 
@@ -41,7 +42,7 @@ def prepare(folder: Path):
     run = open_run(folder / "run")
     write_tasks(run.tasks("easy"), sample_split("easy", 3, 0, CONFIG))
     base = tiny_model(folder)
-    limits = {"max_new_tokens": 30, "context_length": 768, "max_turns": 8, "max_tool_calls": 10, "slots": 2}
+    limits = {"max_new_tokens": 30, "context_length": 768, "max_turns": 8, "slots": 2}
     return run, Settings(base=str(base), seed=0, temperature=1.0, **limits)
 
 
@@ -69,16 +70,20 @@ def test_every_cell_holds_every_episode(evaluated):
     run, settings = evaluated
     ids = [task.task_id for task in read_tasks(run.tasks("easy"))]
     for cell in CELLS:
-        folder = run.evaluations / Cell(cell.model, cell.runtime, cell.split).name
+        folder = cell.folder(run)
         assert all(traces.episode_done(folder, task_id) for task_id in ids)
         record = read_json(folder / "settings.json")
         assert record["task_ids"] == ids and record["temperature"] == settings.temperature
-        assert record["base_digest"] == content_digest(settings.base)
+        assert record["max_tool_calls"] == cell.cap and record["base_digest"] == content_digest(settings.base)
     for task in read_tasks(run.tasks("easy")):
         trace = traces.read_trace(traces.trace_path(run.evaluations / "teacher_stateless_easy", task.task_id))
         assert trace.finish_reason == "finish_tool" and trace.score > 0.5
         assert trace.turns[0].prompt_tokens > 50 and trace.turns[0].completion_tokens > 20
-        assert differences(trace, replay(task, trace, settings.max_tool_calls)) == []
+        assert differences(trace, replay(task, trace)) == []
+        slack = traces.read_trace(traces.trace_path(run.evaluations / "teacher_stateless_easy-cap80", task.task_id))
+        for cap, played in ((25, trace), (80, slack)):
+            assert f"At most {cap} calls per turn" in played.messages[0]["content"]
+        assert slack.score == trace.score  # the same ceiling
         trace = traces.read_trace(traces.trace_path(run.evaluations / "base_stateless_easy", task.task_id))
         assert (trace.model, trace.kind) == ("base", "stateless") and trace.finish_reason in ("max_turns", "error")
         assert trace.turns and all(turn.completion_tokens <= 30 for turn in trace.turns) and trace.seconds > 0
@@ -126,7 +131,7 @@ def test_a_setting_that_makes_no_sense_is_refused_in_one_line(name, value, need)
 
 def test_settings_are_recorded_as_they_are_played():
     recorded = {"base": "nano", "seed": 3, "temperature": 1.0, "max_new_tokens": 1024, "context_length": 4096}
-    recorded |= {"max_turns": 40, "max_tool_calls": 25, "prompt_detail": "compact", "slots": 32, "engine": "monty"}
+    recorded |= {"max_turns": 40, "prompt_detail": "compact", "slots": 32, "engine": "monty"}
     assert json.dumps(asdict(Settings(seed=3, temperature=1))) == json.dumps(recorded)
     assert asdict(Settings(temperature=None))["temperature"] is None
 
@@ -169,7 +174,7 @@ def test_damaged_files_are_named_and_made_again(evaluated, tmp_path, capsys):
     whole, settings = evaluated
     run = open_run(shutil.copytree(whole.folder, tmp_path / "run"))
     before, harmed = contents(run), []
-    for cell, how in zip(CELLS, HOW, strict=True):
+    for cell, how in zip(CELLS, HOW, strict=False):
         folder = cell.folder(run)
         trace = [traces.trace_path(folder, f"knapsack-{number:010d}") for number in range(3)]
         paths = [trace[0], traces.result_path(trace[1]), traces.details_path(trace[2]), folder / "settings.json"]
@@ -186,7 +191,7 @@ def test_damaged_files_are_named_and_made_again(evaluated, tmp_path, capsys):
 
 def test_lost_settings_do_not_mix_episodes_of_two_kinds(evaluated, tmp_path, capsys, monkeypatch):
     whole, settings = evaluated
-    run, cells, opened = open_run(shutil.copytree(whole.folder, tmp_path / "run")), CELLS[2:], []
+    run, cells, opened = open_run(shutil.copytree(whole.folder, tmp_path / "run")), CELLS[2:3], []
     monkeypatch.setattr("knapsack.evaluate._play_all", lambda jobs, *_: opened.extend(jobs[0].episodes))
     (cells[0].folder(run) / "settings.json").unlink()
     evaluate(run, cells, COUNTS, settings)
@@ -207,7 +212,7 @@ def test_a_damaged_adapter_is_not_played(evaluated, tmp_path):
         content = path.read_bytes()
         damage(path, "bit flipped")
         with pytest.raises(CorruptFileError, match=f"{path.name} .*; run notebook 03 again"):
-            evaluate(run, [Cell("persistent", "persistent", "easy")], COUNTS, settings)
+            evaluate(run, [Cell("persistent", "persistent", "easy", 25)], COUNTS, settings)
         path.write_bytes(content)
 
 
@@ -222,9 +227,9 @@ def test_two_evaluations_of_one_run_at_once(evaluated, monkeypatch):
 def test_what_is_missing_is_named_before_anything_runs(tmp_path):
     run, settings = prepare(tmp_path)
     with pytest.raises(FileNotFoundError, match="notebook 03"):
-        evaluate(run, [Cell("persistent", "persistent", "easy")], COUNTS, settings)
+        evaluate(run, [Cell("persistent", "persistent", "easy", 25)], COUNTS, settings)
     with pytest.raises(FileNotFoundError, match="notebook 01"):
-        evaluate(run, [Cell("base", "persistent", "hard")], {"hard": 1}, settings)
+        evaluate(run, [Cell("base", "persistent", "hard", 25)], {"hard": 1}, settings)
     with pytest.raises(FileNotFoundError, match="holds 3 tasks, 4 needed"):
         evaluate(run, CELLS, {"easy": 4}, settings)
     with pytest.raises(ValueError, match="processes"):
@@ -239,7 +244,7 @@ def test_interruption_stops_the_workers(tmp_path, how):
     script = tmp_path / "script.py"
     script.write_text(
         "from knapsack.evaluate import *\nfrom knapsack.runs import open_run\nif __name__ == '__main__':\n"
-        f"    cells = [Cell('base', kind, 'easy') for kind in ('persistent', 'stateless')]\n"
+        f"    cells = [Cell('base', kind, 'easy', 25) for kind in ('persistent', 'stateless')]\n"
         f"    evaluate(open_run({str(run.folder)!r}), cells, {{'easy': 3}}, {long!r}, device='cpu')\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from itertools import product
 
 import jupytext
 import nbformat
@@ -10,6 +11,7 @@ import papermill
 import pytest
 
 import run_notebooks
+from knapsack.analysis.metrics import CELL
 from knapsack.preflight.checks import ROOM, Wanted
 from knapsack.preflight.parameters import declared
 
@@ -67,9 +69,9 @@ def test_the_whole_report_runs(smallest_report):
 def test_the_report_holds_every_cell_of_the_design_two_adapters_figures_and_tables(smallest, smallest_report):
     folder, _ = smallest_report
     with open(folder / "results" / "cells.csv", newline="", encoding="utf-8") as handle:
-        found = {(row["model"], row["runtime"], row["split"]): int(row["n"]) for row in csv.DictReader(handle)}
+        found = {tuple(row[name] for name in CELL): int(row["n"]) for row in csv.DictReader(handle)}
     models = ("base", "persistent", "stateless", "teacher")
-    design = {(model, runtime, split) for model in models for runtime in models[1:3] for split in ("easy", "hard")}
+    design = set(product(models, models[1:3], ("easy", "hard"), ("25", "80")))
     assert found == {cell: smallest[f"n_{cell[2]}"] for cell in design}
     weights = [folder / "training" / kind / "adapter" / "adapter_model.safetensors" for kind in models[1:3]]
     assert weights[0].read_bytes() != weights[1].read_bytes()

@@ -20,7 +20,7 @@ def test_every_artefact_has_a_place_of_its_own_below_the_run(tmp_path):
     places += [run.evaluations / "base_stateless_easy", run.figures, run.tables]
     assert len(set(places)) == len(places)
     assert all(place.is_relative_to(tmp_path / "r") for place in places)
-    assert Cell("base", "persistent", "easy").folder(run).name == "base_persistent_easy"  # as published
+    assert Cell("base", "persistent", "easy", 25).folder(run).name == "base_persistent_easy"  # as published
 
 
 def test_relative_folder_lies_in_the_checkout_wherever_one_stands(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from replay import differences
 
 from knapsack import traces
 from knapsack.runs import CorruptFileError, as_json, check, keep, read_json, writing
+from knapsack.runtime import RUNTIME_KINDS
 
 LOST = [
     "I think first.",  # no code block
@@ -94,6 +95,19 @@ def test_any_damage_to_an_episode_is_named_and_it_counts_as_not_done(whole, numb
         with redirect_stderr(StringIO()) as told, writing(copy):
             assert not traces.episode_done(copy, name, "settings")
         assert told.getvalue().startswith(f"damaged: {path} ") and told.getvalue().count("\n") == 1
+
+
+@given(
+    st.from_regex(r"[a-z0-9_.-]{1,9}", fullmatch=True),
+    st.sampled_from(RUNTIME_KINDS),
+    st.from_regex(r"[a-z]{1,8}(-[a-z]{1,3})?", fullmatch=True),
+    st.sampled_from([1, 24, 25, 26, 80]),
+)
+def test_a_cell_is_told_by_the_name_of_its_folder(model, kind, split, cap):
+    cell = traces.Cell(model, kind, split, cap)
+    assert traces.Cell.of(cell.name) == cell
+    assert (cell.name == f"{model}_{kind}_{split}") == (cap == 25)  # as published, under the paper's cap
+    assert traces.Cell.of(f"{model}_{kind}_{split}-cap25") is traces.Cell.of(f"{model}_reset_{split}") is None
 
 
 def test_details_of_another_version_are_not_done_and_say_so(whole, tmp_path):

@@ -18,7 +18,7 @@ import pandas as pd
 from knapsack.analysis.comparisons import overview, per_later_turn
 from knapsack.analysis.estimates import Estimate, look_up
 from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap, share_interval
-from knapsack.analysis.metrics import CELL, MODELS, RUNTIMES, completed, later_turns
+from knapsack.analysis.metrics import CELL, MODELS, RUNTIMES, cell_rows, completed, later_turns, setting_columns
 from knapsack.analysis.statistics import UNDECIDED
 from knapsack.analysis.tables import Table, between, markdown, number
 from knapsack.runtime import KINDS
@@ -57,12 +57,12 @@ has its whole interval above one half. The outcomes in the persistent and in the
 def first_uses(episodes: pd.DataFrame, turns: pd.DataFrame, model: str) -> pd.DataFrame:
     """Per runtime that ``model`` completed episodes in: n of them, and how many first lean or first write anew.
 
-    Index: runtime; columns: n, leans, anew (integers). Splits are pooled.
+    Index: runtime; columns: n, leans, anew (integers). Splits and caps are pooled.
     """
     done = completed(episodes[episodes["model"] == model])
     later = later_turns(turns[turns["model"] == model])
     telling = later[(later["names_needed"] > 0) | (later["names_bound_again"] > 0)].sort_values("turn", kind="stable")
-    first = telling.drop_duplicates(["runtime", "split", "task_id"])
+    first = telling.drop_duplicates([*CELL, "task_id"])
     counted = pd.DataFrame(
         {
             "n": done["runtime"].value_counts(),
@@ -109,7 +109,11 @@ def model_card(
     uses = {model: first_uses(episodes, turns, model)}
     uses |= {name: first_uses(episodes, turns, name) for name in MODELS if name in models and name != model}
     missing = [kind for kind in KINDS if kind not in set(own["runtime"])]
-    rows = [_cell(key, group, turns, estimates, bootstrap) for key, group in own.groupby(CELL, sort=False)]
+    setting = setting_columns(own)
+    rows = [
+        {name: str(group[name].iloc[0]) for name in setting} | _cell(key, group, turns, estimates, bootstrap)
+        for key, group in own.groupby(CELL, sort=False)
+    ]
     return CARD.format(
         model=model,
         overview=overview(own) + (f" Not played in the {' or '.join(missing)} runtime." if missing else ""),
@@ -126,9 +130,9 @@ def _cell(
     """A row of the table of cells, as text."""
 
     def found(quantity: str) -> Estimate:
-        return look_up(estimates, quantity, key[2], key[:2])
+        return look_up(estimates, quantity, key[2:], key[:2])
 
-    later, _, leaning = per_later_turn(turns[(turns[CELL] == list(key)).all(axis=1)], bootstrap)
+    later, _, leaning = per_later_turn(cell_rows(turns, key), bootstrap)
     row = {
         "score %": between(*found("score").interval, 1, 100),
         "solved %": number(100 * found("solved").value, 1),
@@ -140,7 +144,7 @@ def _cell(
         "of them lean %": between(*leaning, scale=100),
     }
     n = found("score").n
-    counted = {"split": key[2], "runtime": key[1], "n": number(n), "unscored": number(len(own) - n)}
+    counted = {"runtime": key[1], "n": number(n), "unscored": number(len(own) - n)}
     return counted | {title: text or "–" for title, text in row.items()}
 
 

@@ -14,19 +14,23 @@ Each claim is about rows of ``estimates``, with their 95 % intervals, and for "n
 ``size``, where the paper gives a number and the claim is reproduced: the interval holds it, or lies below or above.
 Fewer than FEWEST tasks, or a cell that was not played, are never more than not testable.
 
-**The cap on tool calls.** v3 plays at caps of 25 and 80 and has other numbers for each: its claims are held against the
-number for this run's cap, and are not testable at a cap for which it has none. v1 makes no claim depend on a cap, and
-does not tell whether its evaluation had one (its configurations got their 25 later): its claims are judged at any.
+**The cap on tool calls.** v3 plays at caps of 25 and 80 and has other numbers for each: its claims are judged at its
+own two caps, and are not testable at one that was not played. v1 makes no claim depend on a cap, and does not tell
+whether its evaluation had one (its configurations got their 25 later): its claims are judged at the slackest cap that
+was played, where the cap decides least.
+
+``reasons`` says, from the tables of the same run, what lies behind each verdict that is not "reproduced".
 """
 
 import math
+from itertools import product
 from typing import NamedTuple
 
 import pandas as pd
 
 from knapsack.analysis import tables
-from knapsack.analysis.estimates import PP, PS, SP, SS, Estimate, look_up
-from knapsack.analysis.metrics import cell_name
+from knapsack.analysis.estimates import PP, PS, SP, SS, TRAINING, Estimate, look_up
+from knapsack.analysis.metrics import SETTING, cell_name, setting_names, setting_rows
 from knapsack.analysis.statistics import LEVEL
 from knapsack.runtime import KINDS
 
@@ -34,9 +38,8 @@ REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE = "reproduced", "not reproduced", "not 
 IN_SIZE, SMALLER, LARGER = "in size", "smaller", "larger"
 FEWEST = 6  # tasks with which a two-sided signed-rank test can be significant at all: 2 ÷ 2⁶ < 0.05
 BASE_BELOW = 0.08
-TRAINING = "training"  # stands for a split
 BP, BS = (("base", kind) for kind in KINDS)
-COLUMNS = ["claim", "version", "split", "unit", "paper", "n", "estimate", "low", "high", "verdict", "size", "reason"]
+COLUMNS = ["claim", "version", *SETTING, "unit", "paper", "n", "estimate", "low", "high", "verdict", "size", "reason"]
 UNITS = {"points": (100, 1, " points"), "share": (100, 0, " %"), "ratio": (1, 2, " ×"), "D": (1, 2, "")}  # how to show
 
 
@@ -44,9 +47,9 @@ SAID = {"same": "not significant", "below": "< 8 points, none solved"}  # by rul
 
 
 class Claim(NamedTuple):
-    """``paper``: its number, in the unit's own scale (shares from 0 to 1): one for all, or one by split, or by cap
-    where the text names the cap. ``rule`` is "above", "same", "below" or "more"; ``quantity``, ``first`` and
-    ``second`` say which estimates it is about."""
+    """``paper``: its number, in the unit's own scale (shares from 0 to 1): one for all, or in v1 one by split, in v3 by
+    cap. ``rule`` is "above", "same", "below" or "more"; ``quantity``, ``first`` and ``second`` say which estimates it
+    is about, ``against`` which other cap than its own."""
 
     text: str
     version: str
@@ -56,21 +59,26 @@ class Claim(NamedTuple):
     quantity: str
     first: tuple
     second: tuple
-
-    @property
-    def by_cap(self) -> bool:
-        return "{cap}" in self.text
+    against: tuple[int, ...] = ()
 
     @property
     def cells(self) -> tuple:
         """Those that have to be scored; none for a claim about the training traces."""
-        if self.quantity == "score interaction":
+        if self.unit == "D":
             return PP, PS, SP, SS
         return (self.first, self.second) if len(self.first) == 2 else ()
 
-    def number(self, split: str, cap: int | None) -> float | None:
-        """The paper's number for a split of a run with this cap, None where it gives none."""
-        return self.paper.get(cap if self.by_cap else split) if isinstance(self.paper, dict) else self.paper
+    def settings(self, played: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Where it is judged, of what was ``played``: v1 at the slackest cap of each split, v3 at its own caps."""
+        if not self.cells:
+            return [TRAINING]
+        if self.version == "v3":
+            return list(product(dict(played), self.paper))
+        return [(split, max(cap for other, cap in played if other == split)) for split in dict(played)]
+
+    def number(self, split: str, cap: int) -> float | None:
+        """The paper's number in a setting, None where it gives none."""
+        return self.paper.get(cap if self.version == "v3" else split) if isinstance(self.paper, dict) else self.paper
 
 
 P, S = KINDS[:1], KINDS[1:]
@@ -86,12 +94,14 @@ CLAIMS = [
         "S→S and S→P: no significant difference in quality", "v1", "points", None, "same", "score difference", SS, SP
     ),
     Claim(
-        "P→S scores less than P→P (cap of {cap})", "v3", "points", {25: 0.66 - 0.07, 80: 0.77 - 0.61},
+        "P→S scores less than P→P", "v3", "points", {25: 0.66 - 0.07, 80: 0.77 - 0.61},
         "above", "score difference", PP, PS,
     ),
     Claim(
-        "D = (P→P − P→S) − (S→P − S→S) is above 0 (cap of {cap})", "v3", "D", {25: 0.73, 80: 0.43},
-        "above", "score interaction", P, S,
+        "D = (P→P − P→S) − (S→P − S→S) is above 0", "v3", "D", {25: 0.73, 80: 0.43}, "above", "score interaction", P, S,
+    ),
+    Claim(
+        "T = D(25) − D(80) is above 0", "v3", "D", {25: 0.31}, "above", "score interaction minus cap 80", P, S, (80,)
     ),
     Claim("P→S: episodes miss a name, more than in P→P", "v1", "share", 0.80, "more", "missing_binding", PS, PP),
     Claim(
@@ -158,62 +168,59 @@ def size(verdict: str, low: float, high: float, paper: float | None) -> str:
 # The table
 
 
-def claims_table(
-    estimates: pd.DataFrame, tests: pd.DataFrame, equivalence: pd.DataFrame, caps: dict[tuple, int]
-) -> pd.DataFrame:
-    """Every claim on every split, then those of the training traces: COLUMNS.
+def claims_table(estimates: pd.DataFrame, tests: pd.DataFrame, equivalence: pd.DataFrame) -> pd.DataFrame:
+    """Every claim on every split and cap where it is judged, then those of the training traces: COLUMNS.
 
-    From the tables of estimates, of tests and of equivalence of the same episodes, and ``metrics.call_caps``. In their
-    unit's own scale are paper, estimate, low and high: "share" and "points" from 0 to 1, "ratio", "D".
+    From the tables of estimates, of tests and of equivalence of the same episodes. In their unit's own scale are paper,
+    estimate, low and high: "share" and "points" from 0 to 1, "ratio", "D".
     """
-    known = sorted(set(caps.values()))
-    cap, shown = known[0] if len(known) == 1 else None, tables.listed([str(one) for one in known])
-    splits, rows = [split for split in dict.fromkeys(estimates["split"]) if split != TRAINING], []
+    played, rows = [setting for setting in setting_names(estimates) if setting != TRAINING], []
     for claim in CLAIMS:
-        for split in splits if claim.cells else [TRAINING]:
+        for split, cap in claim.settings(played):
             paper = claim.number(split, cap)
-            found, verdict, reason = _judged(claim, split, paper, estimates, tests, equivalence)
-            absent = [cell for cell in claim.cells if not look_up(estimates, "score", split, cell).n]
-            if absent:
+            found, verdict, reason = _judged(claim, (split, cap), paper, estimates, tests, equivalence)
+            needed = [(split, one) for one in (cap, *claim.against)]
+            absent = [c for c in claim.cells if not all(look_up(estimates, "score", one, c).n for one in needed)]
+            if claim.cells and (missing := [one for _, one in needed if (split, one) not in played]):
+                verdict, reason = NOT_TESTABLE, f"a cap of {missing[0]} was not played"
+            elif absent:
                 verdict, reason = NOT_TESTABLE, f"no scored episode of {tables.listed([cell_name(*c) for c in absent])}"
                 found = Estimate(0, math.nan, math.nan, math.nan)
             elif found.n == 0 and not claim.cells:
                 verdict, reason = NOT_TESTABLE, "no training traces"
             elif 0 < found.n < FEWEST:
                 verdict, reason = NOT_TESTABLE, f"fewer than {FEWEST} tasks"
-            elif claim.by_cap and paper is None:
-                verdict, reason = NOT_TESTABLE, f"the paper gives no number for a cap of {shown}"
             told = "" if claim.rule in SAID else size(verdict, found.low, found.high, paper)
-            row = [claim.text.format(cap=shown), claim.version, split, claim.unit, math.nan if paper is None else paper]
+            row = [claim.text, claim.version, split, cap, claim.unit, math.nan if paper is None else paper]
             rows.append([*row, *found[:4], verdict, told, reason])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _judged(
-    claim: Claim, split: str, paper: float | None, estimates: pd.DataFrame, tests: pd.DataFrame, equal: pd.DataFrame
+    claim: Claim, setting: tuple, paper: float | None, estimates: pd.DataFrame, tests: pd.DataFrame, equal: pd.DataFrame
 ) -> tuple[Estimate, str, str]:
     """Estimate, verdict and reason by the claim's rule."""
-    found = look_up(estimates, claim.quantity, split, claim.first, claim.second)
+    found = look_up(estimates, claim.quantity, setting, claim.first, claim.second)
     if claim.rule == "above":
         return found, *direction(found.low, found.high, 1 if claim.unit == "ratio" else 0, paper)
     if claim.rule == "same":
         p_values = []
         for table, name in ((tests[tests["quantity"] == "score"], "p_holm"), (equal, "p_equivalence")):
             ends = ["→".join(claim.first), "→".join(claim.second)]
-            rows = (table["split"] == split) & table["first"].isin(ends) & table["second"].isin(ends)
-            p_values.append(table.loc[rows, name].max())
+            own = setting_rows(table, setting)
+            p_values.append(own.loc[own["first"].isin(ends) & own["second"].isin(ends), name].max())
         return found, *same(*p_values)
-    first, second = (look_up(estimates, claim.quantity, split, cell) for cell in (claim.first, claim.second))
+    first, second = (look_up(estimates, claim.quantity, setting, cell) for cell in (claim.first, claim.second))
     if claim.rule == "more":  # by the difference; the share of the first is held against the paper's
-        more = look_up(estimates, f"{claim.quantity} difference", split, claim.first, claim.second)
+        more = look_up(estimates, f"{claim.quantity} difference", setting, claim.first, claim.second)
         return first._replace(n=more.n), *direction(more.low, more.high, 0, paper, first[2:4])
     best = max(first, second, key=lambda score: score.value)
-    solved = any(look_up(estimates, "solved", split, cell).value > 0 for cell in (claim.first, claim.second))
+    solved = any(look_up(estimates, "solved", setting, cell).value > 0 for cell in (claim.first, claim.second))
     return best._replace(n=min(first.n, second.n)), *below(best.low, best.high, solved)
 
 
 def claims_shown(table: pd.DataFrame) -> tables.Table:
-    """``claims_table`` as text, the claim named once for all its splits."""
+    """``claims_table`` as text, the claim named once for all its splits and caps."""
     said = {claim.text: SAID.get(claim.rule, "") for claim in CLAIMS}
     rows, before = [], None
     for row in table.to_dict("records"):
@@ -226,13 +233,15 @@ def claims_shown(table: pd.DataFrame) -> tables.Table:
         first = row["claim"] != before
         before = row["claim"]
         rows.append(
-            {"claim": f"{row['claim']} ({row['version']})" if first else "", "split": row["split"], "paper": paper}
+            {"claim": f"{row['claim']} ({row['version']})" if first else "", "split": row["split"]}
+            | {"cap": str(row["cap"] or ""), "paper": paper}
             | {"here [95 %]": here.replace(" [", f"{sign} [") if here else "", "n": tables.number(row["n"])}
             | {"verdict": verdict, "why": row["reason"]}
         )
     caption = (
         "The paper's claims (v1: March 2026, v3: September 2026), its numbers, this run's estimates with 95 % "
-        "intervals, and a verdict by rule. Scores and their differences are in points of 100."
+        "intervals, and a verdict by rule. v1's claims are judged at the slackest cap on tool calls that was played, "
+        "v3's at its own. Scores and their differences are in points of 100."
     )
     return tables.Table(pd.DataFrame(rows), caption)
 
@@ -243,4 +252,4 @@ def summary(table: pd.DataFrame) -> str:
     sized = int((table["size"] == IN_SIZE).sum())
     told = [f"{count} {'is' if count == 1 else 'are'} {name}" for name, count in counts.items()]
     told[0] += f" ({sized} in size too)" if sized else ""
-    return f"Of {len(table)} claims, each on one split or on the training traces, {tables.listed(told)}."
+    return f"Of {len(table)} claims, each on one split under one cap or on the training traces, {tables.listed(told)}."

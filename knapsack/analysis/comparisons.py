@@ -13,7 +13,7 @@ from knapsack.analysis.causes import CAUSES
 from knapsack.analysis.conduct import Conduct
 from knapsack.analysis.estimates import look_up
 from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap, ratio_interval, share_interval
-from knapsack.analysis.metrics import CELL, cell_name, completed, later_turns
+from knapsack.analysis.metrics import CELL, cell_name, cell_rows, completed, later_turns, setting_columns
 from knapsack.analysis.statistics import POWER
 from knapsack.analysis.tables import Table, between, listed, number, probability
 from knapsack.runtime import KINDS
@@ -26,16 +26,17 @@ NO_PAIRS = "No two cells that the study compares were played."
 
 def overview(episodes: pd.DataFrame) -> str:
     """What was played, and what of it counts: cells, scored episodes, unscored ones by reason, and what is unknown."""
-    played = {name: list(dict.fromkeys(episodes[name])) for name in ("model", "runtime", "split")}
-    count = len(episodes.groupby(list(played)))
+    played = {name: list(dict.fromkeys(episodes[name])) for name in CELL}
+    count = len(episodes.groupby(CELL))
+    caps = f"; with caps of {listed([*map(str, played['cap'])])} tool calls a turn" * (len(played["cap"]) > 1)
     done = completed(episodes)
     said = [
         f"{count} cell{'s' * (count != 1)}: {listed(played['model'])}; in the {listed(played['runtime'])} runtime; "
-        f"on {listed(played['split'])}.",
+        f"on {listed(played['split'])}{caps}.",
         f"{len(done)} of {len(episodes)} episodes are scored.",
     ]
     if count < math.prod(map(len, played.values())):
-        said.insert(1, "Not every model was played in every runtime on every split.")
+        said.insert(1, f"Not every model was played in every runtime on every split{' under every cap' * bool(caps)}.")
     if len(done) < len(episodes):
         why = episodes.loc[episodes["status"] != "completed", "status"].value_counts().sort_index()
         said.append(f"Unscored: {listed([f'{number} {status}' for status, number in why.items()])}.")
@@ -119,10 +120,10 @@ def recovery_table(
     """
     rows = []
     for key, group in completed(episodes).groupby(CELL, sort=False):
-        own = _of(conduct.recoveries, key)
+        own = cell_rows(conduct.recoveries, key)
         last = own.sort_values("turn", kind="stable").drop_duplicates("task_id", keep="last")["recovered"]
         row = dict(zip(CELL, key, strict=True)) | {"n": len(group)}
-        row |= _ends("missing", look_up(estimates, "missing_binding", key[2], key[:2]).interval)
+        row |= _ends("missing", look_up(estimates, "missing_binding", key[2:], key[:2]).interval)
         row |= {"errors": int(group["missing_bindings"].sum()), "known": len(last)}
         row |= _ends("recovered", (last.astype(float).mean(), *share_interval(last.sum(), len(last))))
         back = own[own["recovered"].astype(bool)].groupby("task_id")
@@ -166,9 +167,9 @@ def reuse_table(
     """
     rows = []
     for key, group in completed(episodes).groupby(CELL, sort=False):
-        sums = _of(conduct.turns, key).groupby("task_id")[["restated", "repeated", "new"]].sum()
+        sums = cell_rows(conduct.turns, key).groupby("task_id")[["restated", "repeated", "new"]].sum()
         code, again = sums.sum(axis=1), sums["restated"] + sums["repeated"]
-        later, names, leaning = per_later_turn(_of(turns, key), bootstrap)
+        later, names, leaning = per_later_turn(cell_rows(turns, key), bootstrap)
         row = dict(zip(CELL, key, strict=True)) | {"n": len(group), "code": code.mean()}
         row |= _ends("redundancy", _rate(again, code, bootstrap))
         row |= {"restated": _rate(sums["restated"], code, bootstrap)[0], "later_turns": later}
@@ -196,14 +197,14 @@ def causes_table(failures: pd.DataFrame, episodes: pd.DataFrame) -> pd.DataFrame
     """
     done = completed(episodes)
     teacher = done[done["model"] == "teacher"]
-    best = set(zip(teacher["runtime"], teacher["split"], teacher["task_id"], strict=True))
+    best = set(teacher[[*CELL[1:], "task_id"]].itertuples(index=False, name=None))
     occur = [cause for cause in CAUSES if cause in set(failures["cause"])]
     rows = []
     for key, group in done[done["model"] != "teacher"].groupby(CELL, sort=False):
         runtime = key[1] if key[1] in KINDS else "stateless"
-        n = sum((runtime, key[2], task_id) in best for task_id in group["task_id"])
+        n = sum((runtime, *key[2:], task_id) in best for task_id in group["task_id"])
         if n:
-            counts = _of(failures, key)["cause"].value_counts()
+            counts = cell_rows(failures, key)["cause"].value_counts()
             rows.append((*key, n, int(counts.sum()), *(int(counts.get(cause, 0)) for cause in occur)))
     return pd.DataFrame(rows, columns=[*CELL, "n", "below", *occur])
 
@@ -218,24 +219,20 @@ def causes_shown(causes: pd.DataFrame) -> Table:
     return _shown(causes, columns, caption)
 
 
-def _of(frame: pd.DataFrame, key: tuple) -> pd.DataFrame:
-    return frame[(frame[CELL] == list(key)).all(axis=1)]
-
-
 def _ends(name: str, found: tuple) -> dict[str, float]:
     return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
 
 
 def _shown(frame: pd.DataFrame, columns: dict[str, str | tuple], caption: str) -> Table:
-    """As text: split and cell (or both cells), then each of ``columns``: title → name or (name, digits, factor), with
-    the interval if the frame has one."""
-    rows = []
+    """As text: split, cap (if there are several) and cell (or both cells), then each of ``columns``: title → name or
+    (name, digits, factor), with the interval if the frame has one."""
+    rows, setting = [], setting_columns(frame) if len(frame) else []
     for row in frame.to_dict("records"):
         if "first" in row:
             cells = {"cells": " − ".join(cell_name(*row[end].split("→")) for end in ("first", "second"))}
         else:
             cells = {"cell": cell_name(row["model"], row["runtime"])}
-        rows.append({"split": row["split"]} | cells)
+        rows.append({name: str(row[name]) for name in setting} | cells)
         for title, of in columns.items():
             name, *form = (of,) if isinstance(of, str) else of
             ends = ("low", "high") if name == "difference" else (f"{name}_low", f"{name}_high")

@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from knapsack.agent import FENCE, Episode, Turn
 from knapsack.analysis.causes import failure
-from knapsack.analysis.metrics import CELL, call_caps, completed, find_task, write_csv
+from knapsack.analysis.metrics import CELL, completed, find_task, write_csv
 from knapsack.environment import KnapsackEnvironment
 from knapsack.runs import Run
 from knapsack.runtime import KINDS, MAX_TOOL_CALLS, Runtime, interpreter_pool
@@ -249,23 +249,23 @@ def read_conduct(folder: str | Path, episodes: pd.DataFrame, tokenizer=None) -> 
     ``metrics.find_task`` says where tasks are looked for. With a ``tokenizer`` the content of replies is counted in its
     tokens. Raises CorruptFileError for a damaged file.
     """
-    folder, done, caps = Path(folder), completed(episodes), call_caps(folder, episodes)
+    folder, done = Path(folder), completed(episodes)
     turns, recovered, failures = [], [], []
-    teacher = done[done["model"] == "teacher"].set_index(["runtime", "split", "task_id"])["score"].to_dict()
+    teacher = done[done["model"] == "teacher"].set_index(KEY[1:])["score"].to_dict()
     with interpreter_pool(1) as pool:
         for row in tqdm(done.to_dict("records"), unit="episode", desc="looking closer", mininterval=1, delay=5):
             key = {name: row[name] for name in KEY}
-            cell = folder / Cell(row["model"], row["runtime"], row["split"]).name
-            trace = read_trace(trace_path(cell, row["task_id"]))
+            cell = Cell(*(row[name] for name in CELL))
+            trace = read_trace(trace_path(folder / cell.name, row["task_id"]))
             errors = [turn_error(turn) for turn in trace.turns]
             for turn, (error, parts) in enumerate(zip(errors, reply_parts(trace, tokenizer), strict=True)):
                 turns.append(key | {"turn": turn, "error": error} | parts)
-            task = find_task(folder, row["split"], trace)
-            steps = play_again(task, trace, caps[tuple(row[name] for name in CELL)], pool) if task else None
+            task = find_task(folder, cell.split, trace)
+            steps = play_again(task, trace, cell.cap, pool) if task else None
             if steps is not None:
                 recovered += [key | recovery for recovery in recoveries(trace, steps)]
-            runtime = row["runtime"] if row["runtime"] in KINDS else "stateless"
-            best = teacher.get((runtime, row["split"], row["task_id"]))
+            runtime = cell.runtime if cell.runtime in KINDS else "stateless"
+            best = teacher.get((runtime, cell.split, cell.cap, row["task_id"]))
             if best is not None and (found := failure(trace, best, errors, task, steps)):
                 failures.append(key | {"score": row["score"], "teacher_score": best} | asdict(found))
     return Conduct(

@@ -1,7 +1,7 @@
 """What a run measured, in one long table: every mean, share, difference and ratio that is shown is a row of it.
 
-COLUMNS: ``quantity``; ``split``; ``first`` and ``second``, cells as "model→runtime"; ``n``, ``value`` and the ends of
-its 95 % interval; ``note``, what ``intervals`` did where the usual interval does not exist.
+COLUMNS: ``quantity``; ``split`` and ``cap``, the setting; ``first`` and ``second``, cells as "model→runtime"; ``n``,
+``value`` and the ends of its 95 % interval; ``note``, what ``intervals`` did where the usual interval does not exist.
 
 * Of one cell (``second`` is empty), over its n scored episodes: the means MEANS (BCa interval); SHARES of episodes
   with at least one (Wilson); "score_per_1k_tokens", mean score ÷ mean total_tokens × 1,000 (percentile).
@@ -9,11 +9,14 @@ its 95 % interval; ``note``, what ``intervals`` did where the usual interval doe
   Newcombe's); "<quantity> ratio", mean(first) ÷ mean(second) (percentile).
 * Of all four cells of the two adapters: "score interaction", the mean of ``interaction``; "total_tokens interaction",
   exp of the mean of that of logarithms, a ratio of ratios. ``first`` and ``second`` are the models.
-* Of the training traces (split "training"): "trace_tokens ratio" and "episode_tokens ratio", stateless ÷ persistent.
+* "score interaction minus cap <c>": T, at each cap below c, over the tasks scored in all eight cells.
+* Of the training traces (split "training", cap 0, for notebook 02 has a cap of its own): "trace_tokens ratio" and
+  "episode_tokens ratio", stateless ÷ persistent.
 
 Cells and contrasts without a scored task have n = 0 and NaN; of cells that were not played there is no row.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -30,20 +33,22 @@ from knapsack.analysis.intervals import (
     share_difference,
     share_interval,
 )
-from knapsack.analysis.metrics import CELL
+from knapsack.analysis.metrics import CELL, SETTING, cell_rows, completed, setting_rows
 from knapsack.runtime import KINDS
+from knapsack.traces import Cell
 
-COLUMNS = ["quantity", "split", "first", "second", "n", "value", "low", "high", "note"]
+COLUMNS = ["quantity", *SETTING, "first", "second", "n", "value", "low", "high", "note"]
 MEANS = ("score", "turns", "prompt_tokens", "completion_tokens", "total_tokens", "seconds", "inspected")
 SHARES = {"solved": "solved"}  # of episodes: quantity, and the column that is above 0
 SHARES |= {"name_error": "name_errors", "missing_binding": "missing_bindings", "cap_hit": "cap_hits"}
 PER_1K = "score_per_1k_tokens"
 DIFFERENCES = ("score", "total_tokens", "solved", "missing_binding")  # of every one of ``comparisons``
+TRAINING = ("training", 0)  # stands for a setting
 OF_TRAINING = ("trace_tokens", "episode_tokens")
 PP, PS, SP, SS = [(model, runtime) for model in KINDS for runtime in KINDS]  # (training, runtime)
 RATIOS = ((SP, PP), (PS, PP), (SS, PP))  # of total_tokens: the amnesia tax, the wrong runtime, the aligned cells
 CELL_COLUMNS = (
-    "model,runtime,split,n,unscored,score_mean,score_low,score_high,solved,turns,prompt_tokens,completion_tokens,"
+    "model,runtime,split,cap,n,unscored,score_mean,score_low,score_high,solved,turns,prompt_tokens,completion_tokens,"
     "total_tokens,seconds,score_per_1k_tokens,name_error_rate,missing_binding_rate,cap_hit_rate,inspected"
 ).split(",")
 
@@ -64,16 +69,15 @@ class Estimate(NamedTuple):
 
 
 def matched(episodes: pd.DataFrame, cells: Iterable[tuple], column: str) -> list[np.ndarray]:
-    """``column`` in each cell (model, runtime, split), for the tasks completed in all of them, in the order of tasks.
+    """``column`` in each cell (model, runtime, split, cap), for the tasks completed in all, in the order of tasks.
 
     One array of shape (n,) a cell. ValueError where a cell has a task twice: choose one run of several first.
     """
     sides = []
-    for model, runtime, split in cells:
-        chosen = (episodes["model"] == model) & (episodes["runtime"] == runtime) & (episodes["split"] == split)
-        side = episodes[chosen & (episodes["status"] == "completed")].set_index("task_id")[column]
+    for cell in cells:
+        side = completed(cell_rows(episodes, cell)).set_index("task_id")[column]
         if not side.index.is_unique:
-            raise ValueError(f"{model}, {runtime}, {split}: task {side.index[side.index.duplicated()][0]} occurs twice")
+            raise ValueError(f"{Cell(*cell).name}: task {side.index[side.index.duplicated()][0]} occurs twice")
         sides.append(side)
     shared = sides[0].index
     for side in sides[1:]:
@@ -83,19 +87,19 @@ def matched(episodes: pd.DataFrame, cells: Iterable[tuple], column: str) -> list
 
 
 def comparisons(cells: Iterable[tuple]) -> list[tuple[str, tuple, tuple]]:
-    """The study's comparisons among the (model, runtime, split) that exist: (what, first, second).
+    """The study's comparisons among the (model, runtime, split, cap) that exist: (what, first, second).
 
-    A comparison changes one thing, apart from the aligned cells. Per split: training within a runtime (between the
-    two adapters only: any other model differs in more than its training traces); the runtime within a model; a
-    carry-over runtime against the stateless one that it mends, and announced against silent; and the two aligned
-    cells.
+    A comparison changes one thing, apart from the aligned cells. Per setting (split, cap): training within a runtime
+    (between the two adapters only: any other model differs in more than its training traces); the runtime within a
+    model; a carry-over runtime against the stateless one that it mends, and announced against silent; and the two
+    aligned cells.
     """
     have = list(dict.fromkeys(cells))
     runtimes, models = ([*dict.fromkeys(cell[place] for cell in have)] for place in (1, 0))
     found = []
-    for split in dict.fromkeys(cell[2] for cell in have):
+    for setting in dict.fromkeys(cell[2:] for cell in have):
         for runtime in [*KINDS, *(name for name in runtimes if name not in KINDS)]:
-            pair = (("persistent", runtime, split), ("stateless", runtime, split))
+            pair = (("persistent", runtime, *setting), ("stateless", runtime, *setting))
             found.append((f"training, in the {runtime} runtime", *pair))
         for model in models:
             for what, one, other in (
@@ -104,26 +108,30 @@ def comparisons(cells: Iterable[tuple]) -> list[tuple[str, tuple, tuple]]:
                 ("announced carry-over", "carry-over-announced", "stateless"),
                 ("announcing the carry-over", "carry-over-announced", "carry-over"),
             ):
-                found.append((f"{what}, {model}", (model, one, split), (model, other, split)))
-        found.append(("aligned cells", (*PP, split), (*SS, split)))
+                found.append((f"{what}, {model}", (model, one, *setting), (model, other, *setting)))
+        found.append(("aligned cells", (*PP, *setting), (*SS, *setting)))
     return [row for row in found if row[1] in have and row[2] in have]
 
 
-def interaction(episodes: pd.DataFrame, split: str, column: str, logarithm: bool = False) -> np.ndarray:
-    """D = (PP − PS) − (SP − SS) of each task completed in all four cells of a split, shape (n,), ordered by task.
+def interaction(episodes: pd.DataFrame, settings: list[tuple], column: str, logarithm: bool = False) -> np.ndarray:
+    """D = (PP − PS) − (SP − SS) of each task completed in all four cells of a setting (split, cap), shape (n,), ordered
+    by task; of two settings T, the first's D minus the second's, of each task completed in all eight.
 
     XY is the model trained on X in runtime Y: D says how much more the persistent-trained model gains from the
     persistent runtime than the stateless-trained one. With ``logarithm`` of ln(column), where exp(D) is a ratio of
     ratios; tasks with a 0 in any cell then have no D and are left out.
     """
-    cells = np.array(matched(episodes, [(*cell, split) for cell in (PP, PS, SP, SS)], column))
+    cells = [(*cell, *setting) for cell in (PP, PS, SP, SS) for setting in settings]
+    values = np.array(matched(episodes, cells, column))
     if logarithm:
-        cells = np.log(cells[:, (cells > 0).all(axis=0)])
-    return (cells[0] - cells[1]) - (cells[2] - cells[3])
+        values = np.log(values[:, (values > 0).all(axis=0)])
+    pp, ps, sp, ss = np.split(values, 4)
+    d = (pp - ps) - (sp - ss)
+    return d[0] - d[1:].sum(axis=0)
 
 
 def of_cell(episodes: pd.DataFrame, cell: tuple, quantity: str, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
-    """The mean, share or ratio of means ``quantity`` of a cell (model, runtime, split).
+    """The mean, share or ratio of means ``quantity`` of a cell (model, runtime, split, cap).
 
     A mean over episodes of which some have no value is over the others, without an interval.
     """
@@ -140,7 +148,7 @@ def of_cell(episodes: pd.DataFrame, cell: tuple, quantity: str, bootstrap: Boots
 def contrast(
     episodes: pd.DataFrame, quantity: str, first: tuple, second: tuple, bootstrap: Bootstrap = BOOTSTRAP
 ) -> Estimate:
-    """ "<quantity> difference" or "<quantity> ratio" of two cells (model, runtime, split)."""
+    """ "<quantity> difference" or "<quantity> ratio" of two cells (model, runtime, split, cap)."""
     name, how = quantity.split(" ")
     pair = matched(episodes, (first, second), SHARES.get(name, name))
     if how == "ratio":
@@ -154,8 +162,8 @@ def _of_values(values: np.ndarray, bootstrap: Bootstrap) -> Estimate:
     return Estimate(len(values), pd.Series(values).mean(), *bootstrap_interval((values,), mean, bootstrap))
 
 
-def _of_interaction(episodes: pd.DataFrame, split: str, column: str, bootstrap: Bootstrap) -> Estimate:
-    found = _of_values(interaction(episodes, split, column, column == "total_tokens"), bootstrap)
+def _of_interaction(episodes: pd.DataFrame, settings: list[tuple], column: str, bootstrap: Bootstrap) -> Estimate:
+    found = _of_values(interaction(episodes, settings, column, column == "total_tokens"), bootstrap)
     return found if column == "score" else Estimate(found.n, *np.exp(found.interval), found.note)
 
 
@@ -167,26 +175,30 @@ def estimates_table(
     ``facts``: those of the training traces (``tables.training_facts``), or None.
     """
     rows = [*_cells_and_contrasts(episodes, bootstrap), *_of_training(facts, bootstrap)]
-    return pd.DataFrame([(*row[:2], _name(row[2]), _name(row[3]), *row[4]) for row in rows], columns=COLUMNS)
+    return pd.DataFrame([(row[0], *row[1], _name(row[2]), _name(row[3]), *row[4]) for row in rows], columns=COLUMNS)
 
 
 def _cells_and_contrasts(episodes: pd.DataFrame, bootstrap: Bootstrap) -> Iterator[tuple]:
-    """(quantity, split, first, second, Estimate)."""
+    """(quantity, setting, first, second, Estimate)."""
     cells = list(dict.fromkeys(episodes[CELL].itertuples(index=False, name=None)))
     for quantity in (*MEANS, *SHARES, PER_1K):
         for cell in cells:
-            yield quantity, cell[2], cell[:2], (), of_cell(episodes, cell, quantity, bootstrap)
-    splits = list(dict.fromkeys(episodes["split"]))
+            yield quantity, cell[2:], cell[:2], (), of_cell(episodes, cell, quantity, bootstrap)
+    settings = list(dict.fromkeys(cell[2:] for cell in cells))
     pairs = [(f"{name} difference", *pair) for name in DIFFERENCES for _, *pair in comparisons(cells)]
-    pairs += [("total_tokens ratio", (*a, split), (*b, split)) for split in splits for a, b in RATIOS]
+    pairs += [("total_tokens ratio", (*a, *setting), (*b, *setting)) for setting in settings for a, b in RATIOS]
     for quantity, first, second in pairs:
         if first in cells and second in cells:
-            yield quantity, first[2], first[:2], second[:2], contrast(episodes, quantity, first, second, bootstrap)
-    for split in splits:
-        if all((*cell, split) in cells for cell in (PP, PS, SP, SS)):
-            for name in ("score", "total_tokens"):
-                found = _of_interaction(episodes, split, name, bootstrap)
-                yield f"{name} interaction", split, KINDS[:1], KINDS[1:], found
+            yield quantity, first[2:], first[:2], second[:2], contrast(episodes, quantity, first, second, bootstrap)
+    whole = [setting for setting in settings if all((*cell, *setting) in cells for cell in (PP, PS, SP, SS))]
+    for setting in whole:
+        for name in ("score", "total_tokens"):
+            found = _of_interaction(episodes, [setting], name, bootstrap)
+            yield f"{name} interaction", setting, KINDS[:1], KINDS[1:], found
+    for one, other in itertools.permutations(whole, 2):
+        if one[0] == other[0] and one[1] < other[1]:
+            found = _of_interaction(episodes, [one, other], "score", bootstrap)
+            yield f"score interaction minus cap {other[1]}", one, KINDS[:1], KINDS[1:], found
 
 
 def _of_training(facts: pd.DataFrame | None, bootstrap: Bootstrap) -> Iterator[tuple]:
@@ -194,23 +206,23 @@ def _of_training(facts: pd.DataFrame | None, bootstrap: Bootstrap) -> Iterator[t
         sides = facts.pivot(index="task_id", columns="runtime", values=name).sort_index()
         if sides.notna().all(axis=None):
             found = ratio_interval(sides["stateless"], sides["persistent"], bootstrap)
-            yield f"{name} ratio", "training", KINDS[1:], KINDS[:1], Estimate(len(sides), *found)
+            yield f"{name} ratio", TRAINING, KINDS[1:], KINDS[:1], Estimate(len(sides), *found)
 
 
 def _name(ends: Iterable[str]) -> str:
     return "→".join(ends)
 
 
-def look_up(table: pd.DataFrame, quantity: str, split: str, first: tuple, second: tuple = ()) -> Estimate:
-    """The estimate of a cell (model, runtime) or of a contrast; n = 0 and NaN where there is no row.
+def look_up(table: pd.DataFrame, quantity: str, setting: tuple, first: tuple, second: tuple = ()) -> Estimate:
+    """The estimate of a cell (model, runtime) or a contrast in a setting (split, cap); n = 0 and NaN without a row.
 
     A difference that stands the other way round is given as asked for.
     """
-    rows = table[(table["quantity"] == quantity) & (table["split"] == split)]
+    rows = setting_rows(table[table["quantity"] == quantity], setting)
     for one, other in ((first, second), (second, first)):
         row = rows[(rows["first"] == _name(one)) & (rows["second"] == _name(other))]
         if len(row):
-            n, value, low, high, note = row[COLUMNS[4:]].iloc[0]
+            n, value, low, high, note = row[COLUMNS[5:]].iloc[0]
             turned = (one, other) != (first, second)
             return Estimate(n, 0 - value, 0 - high, 0 - low, note) if turned else Estimate(n, value, low, high, note)
         if not quantity.endswith("difference"):
@@ -219,18 +231,18 @@ def look_up(table: pd.DataFrame, quantity: str, split: str, first: tuple, second
 
 
 def wide(table: pd.DataFrame, quantities: Iterable[str], unscored: bool = False) -> pd.DataFrame:
-    """The cells with a scored episode, or all if ``unscored``, a row each: split, model, runtime, n, and <quantity>,
-    <quantity>_low and …_high for each quantity."""
+    """The cells with a scored episode, or all if ``unscored``, a row each: split, cap, model, runtime, n, and
+    <quantity>, <quantity>_low and …_high for each quantity."""
     rows: dict[tuple, dict] = {}
     quantities = list(quantities)
     own = table[table["quantity"].isin(quantities) & (table["second"] == "") & ((table["n"] > 0) | unscored)]
     for one in own.to_dict("records"):
         model, runtime = one["first"].split("→")
-        row = {"split": one["split"], "model": model, "runtime": runtime, "n": one["n"]}
-        row = rows.setdefault((one["split"], one["first"]), row)
+        row = {name: one[name] for name in SETTING} | {"model": model, "runtime": runtime, "n": one["n"]}
+        row = rows.setdefault((one["split"], one["cap"], one["first"]), row)
         row |= {one["quantity"] + end: one[name] for end, name in (("", "value"), ("_low", "low"), ("_high", "high"))}
     ends = [f"{name}{end}" for name in quantities for end in ("", "_low", "_high")]
-    return pd.DataFrame(list(rows.values()), columns=["split", "model", "runtime", "n", *ends])
+    return pd.DataFrame(list(rows.values()), columns=[*SETTING, "model", "runtime", "n", *ends])
 
 
 def cells_table(episodes: pd.DataFrame, table: pd.DataFrame | None = None) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from knapsack.agent import Turn
 from knapsack.analysis.causes import CAUSES
-from knapsack.analysis.metrics import cell_name, completed
+from knapsack.analysis.metrics import CELL, cell_name, completed, setting_names
 from knapsack.runs import Run, write_text
 from knapsack.runtime import KINDS
 from knapsack.traces import Cell, Trace, read_trace, trace_path
@@ -44,14 +44,15 @@ def write_examples(run: Run, failures: pd.DataFrame, cells: str | Path) -> str:
     ``failures`` is that of ``conduct.read_conduct``, ``cells`` the folder of the cells. The episode is the first in
     the table, one of a trained model if there is one. The links lead from a folder in the run, such as notebooks.
     """
-    lines, pages = [], {}
+    lines, pages, names = [], {}, setting_names(failures)
     for cause in CAUSES:
         own = failures[failures["cause"] == cause]
         trained = own[own["model"].isin(KINDS)]
         for row in (own if trained.empty else trained).head(1).to_dict("records"):
             path = _path(cells, row)
             trace = read_trace(path)
-            where = f"{cell_name(row['model'], row['runtime'])}, {row['split']}, task {row['task_id']}"
+            cell = cell_name(row["model"], row["runtime"])
+            where = f"{cell}, {names[row['split'], row['cap']]}, task {row['task_id']}"
             head = (
                 f"The model *{row['model']}* in the {row['runtime']} runtime scored {trace.score:.2f} here, "
                 f"the teacher {row['teacher_score']:.2f}. The episode has {len(trace.turns)} turns and ended by "
@@ -87,8 +88,9 @@ def one_episode(cells: str | Path, episodes: pd.DataFrame) -> str:
     trace = read_trace(_path(cells, row))
     errors = [turn.observation is not None and turn.observation.missing_binding for turn in trace.turns]
     middle = errors.index(True) if True in errors else 1
+    setting = setting_names(episodes)[row["split"], row["cap"]]
     head = (
-        f"Model **{row['model']}**, **{row['runtime']}** runtime, {row['split']}, task `{row['task_id']}`: "
+        f"Model **{row['model']}**, **{row['runtime']}** runtime, {setting}, task `{row['task_id']}`: "
         f"{len(trace.turns)} turns, score {trace.score:.2f}, ended by `{trace.finish_reason}`."
     )
     turns = sorted({0, middle - 1, middle, middle + 1} & set(range(len(trace.turns))))
@@ -97,7 +99,7 @@ def one_episode(cells: str | Path, episodes: pd.DataFrame) -> str:
 
 def _path(cells: str | Path, row: dict | pd.Series) -> Path:
     """The trace of a row of a table of episodes."""
-    return trace_path(Path(cells) / Cell(row["model"], row["runtime"], row["split"]).name, row["task_id"])
+    return trace_path(Path(cells) / Cell(*(row[name] for name in CELL)).name, row["task_id"])
 
 
 def _told(turn: Turn) -> tuple[str, str]:

@@ -18,6 +18,8 @@ are NaN for a turn without code that parses.
 """
 
 import math
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -25,7 +27,7 @@ from tqdm import tqdm
 
 from knapsack.names import block_names
 from knapsack.runs import CorruptFileError, Run, check, project_folder, read_json, write_text
-from knapsack.runtime import MAX_TOOL_CALLS, RUNTIME_KINDS
+from knapsack.runtime import RUNTIME_KINDS
 from knapsack.tasks import Task
 from knapsack.traces import Cell, Trace, details_path, read_trace, result_path, task_id_of, trace_path
 
@@ -33,13 +35,14 @@ REMEDY = "run notebook 04 again: it makes the file again"
 MODELS = ("base", "persistent", "stateless", "teacher")  # the order of rows in every table
 RUNTIMES = RUNTIME_KINDS
 SPLITS = ("easy", "hard")
-CELL = ["model", "runtime", "split"]  # what makes a cell, in the order of every file and key
+SETTING = ["split", "cap"]  # on which tasks, and how many tool calls a turn could make
+CELL = ["model", "runtime", *SETTING]  # what makes a cell, in the order of every file and key
 SHORT = {"persistent": "P", "stateless": "S"}
 EPISODE_COLUMNS = (
-    "model,runtime,split,task_id,status,score,solved,finish_reason,turns,prompt_tokens,completion_tokens,total_tokens,"
+    "model,runtime,split,cap,task_id,status,score,solved,finish_reason,turns,prompt_tokens,completion_tokens,total_tokens,"
     "seconds,tool_calls,name_errors,missing_bindings,cap_hits,other_errors,protocol_errors,inspected"
 ).split(",")
-NUMBERS = [name for name in EPISODE_COLUMNS[4:] if name not in ("status", "finish_reason")]
+NUMBERS = [name for name in EPISODE_COLUMNS[5:] if name not in ("status", "finish_reason")]
 TURN_NUMBERS = "turn,prompt_tokens,completion_tokens,names_bound,names_needed,names_bound_again".split(",")
 TURN_COLUMNS = [*CELL, "task_id", *TURN_NUMBERS]
 
@@ -69,14 +72,15 @@ def source_folder(run: Run, source: str = "run", published_folder: str = "") -> 
 
 
 def read_cells(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Episodes and turns of every ``<model>_<runtime>_<split>`` folder below ``folder``, in a fixed order of rows.
+    """Episodes and turns of every cell's folder (``traces.Cell``) below ``folder``, in a fixed order of rows.
 
     The first table has EPISODE_COLUMNS and a row per task of the cell, also for those without a completed episode
     (a trace's status, or "missing"; quantities NaN); the tasks are those in the cell's ``settings.json`` (key
     task_ids) and those with files. The second has TURN_COLUMNS. An inspection budget that a trace does not tell
     comes from ``<split>/tasks/knapsack/`` below ``folder`` or its ``tasks/``. One trace is in memory at a time.
-    Raises FileNotFoundError without any cell, CorruptFileError for a damaged file, a folder of another name or a
-    task that is not the trace's.
+    Raises FileNotFoundError without any cell, CorruptFileError for a damaged file, a folder of another name, one
+    whose settings have another cap than its name (downloaded cells have no settings, and the paper's cap), or a task
+    that is not the trace's.
     """
     folder = Path(folder)
     cells = sorted(
@@ -98,6 +102,9 @@ def read_cells(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             known |= {task_id_of(path) for path in cell.glob("details/*.json")}
             check(cell, REMEDY)
             settings = read_json(cell / "settings.json", REMEDY)
+            if settings.get("max_tool_calls", named.cap) != named.cap:
+                right = replace(named, cap=settings["max_tool_calls"])
+                raise CorruptFileError(f"{cell} was played with a cap of {right.cap}: rename it to {right.name}")
             known |= set(settings.get("task_ids", ()))
         found += [(key, ours, trace_path(cell, task_id)) for task_id in sorted(known)]
     episodes, turns = [], []
@@ -147,17 +154,6 @@ def find_task(folder: str | Path, split: str, trace: Trace) -> Task | None:
                     )
             return task
     return None
-
-
-def call_caps(folder: str | Path, episodes: pd.DataFrame) -> dict[tuple, int]:
-    """Tool calls that a turn could make in each cell (model, runtime, split) of ``episodes``, whose folders lie below
-    ``folder``: as the cell's settings say, or for downloaded traces the 25 of the paper's configurations."""
-    caps = {}
-    for key in dict.fromkeys(episodes[CELL].itertuples(index=False, name=None)):
-        path = Path(folder) / Cell(*key).name / "settings.json"
-        told = read_json(path, REMEDY) if path.exists() else {"max_tool_calls": MAX_TOOL_CALLS}
-        caps[key] = told["max_tool_calls"]
-    return caps
 
 
 def run_tokenizer(run: Run):
@@ -223,6 +219,27 @@ def cell_name(model: str, runtime: str) -> str:
     return f"{SHORT.get(model, model)}→{SHORT.get(runtime, runtime)}"
 
 
+def setting_columns(table: pd.DataFrame) -> list[str]:
+    """Those of SETTING that tell the rows of a table apart: the cap only where there is more than one."""
+    return SETTING if table["cap"].nunique() > 1 else SETTING[:1]
+
+
+def setting_names(table: pd.DataFrame) -> dict[tuple[str, int], str]:
+    """Every (split, cap) of a table, in its order, with its name: "easy", or with several caps "easy, cap 25"."""
+    told = "{}, cap {}" if len(setting_columns(table)) > 1 else "{}"
+    return {key: told.format(*key) for key in zip(table["split"], table["cap"], strict=True)}
+
+
+def setting_rows(table: pd.DataFrame, setting: Iterable) -> pd.DataFrame:
+    """The rows of a (split, cap)."""
+    return table[(table[SETTING] == list(setting)).all(axis=1)]
+
+
+def cell_rows(table: pd.DataFrame, cell: Iterable) -> pd.DataFrame:
+    """The rows of a (model, runtime, split, cap)."""
+    return table[(table[CELL] == list(cell)).all(axis=1)]
+
+
 def completed(episodes: pd.DataFrame) -> pd.DataFrame:
     """The scored episodes of a table of episodes."""
     return episodes[episodes["status"] == "completed"]
@@ -252,4 +269,4 @@ def _ordered(frame: pd.DataFrame, more: list[str]) -> pd.DataFrame:
         known = {"model": MODELS, "runtime": RUNTIMES, "split": SPLITS}.get(column.name, ())
         return column.map(lambda name: f"{known.index(name):02d}" if name in known else name)
 
-    return frame.sort_values(["split", "model", "runtime", *more], key=rank, ignore_index=True)
+    return frame.sort_values([*SETTING, "model", "runtime", *more], key=rank, ignore_index=True)

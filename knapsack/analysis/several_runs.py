@@ -21,7 +21,16 @@ from scipy import stats
 
 from knapsack.analysis.estimates import COLUMNS, PP, PS, SP, SS, estimates_table
 from knapsack.analysis.intervals import BOOTSTRAP, CONFIDENCE, Bootstrap
-from knapsack.analysis.metrics import CELL, EPISODE_COLUMNS, NUMBERS, cell_name, write_csv
+from knapsack.analysis.metrics import (
+    CELL,
+    EPISODE_COLUMNS,
+    NUMBERS,
+    SETTING,
+    cell_name,
+    setting_columns,
+    setting_names,
+    write_csv,
+)
 from knapsack.analysis.tables import Table, between, listed, number, save
 from knapsack.runs import CorruptFileError, Run, check, project_folder, read_json
 from knapsack.runtime import KINDS
@@ -53,9 +62,11 @@ CONTRASTS = {  # (quantity, first, second) as in ``estimates``: title; those of 
     ("score difference", PP, SS): "aligned cells, score: P→P − S→S",
     ("score difference", PP, PS): "P→S loss, score: P→P − P→S",
     ("score interaction", KINDS[:1], KINDS[1:]): "interaction D, score: (P→P − P→S) − (S→P − S→S)",
+    ("score interaction minus cap 80", KINDS[:1], KINDS[1:]): "T, score: D − D at a cap of 80",
     ("total_tokens ratio", SP, PP): "amnesia tax, tokens: S→P ÷ P→P",
     ("total_tokens interaction", KINDS[:1], KINDS[1:]): "interaction, tokens: (P→P ÷ P→S) ÷ (S→P ÷ S→S)",
 }
+MOST = {"score interaction": 2, "score interaction minus cap 80": 4}  # that such a contrast can be, others 1
 
 
 @dataclass(frozen=True)
@@ -83,10 +94,10 @@ class SideBySide:
 
     @property
     def values(self) -> pd.DataFrame:
-        """The estimates of cells: quantity, run, split, model, runtime, n, value, low, high."""
+        """The estimates of cells: quantity, run, split, cap, model, runtime, n, value, low, high."""
         own = self.estimates[self.estimates["second"] == ""]
         named = own["first"].str.split("→", expand=True).reindex(columns=[0, 1]).set_axis(["model", "runtime"], axis=1)
-        return own.join(named)[["quantity", "run", "split", "model", "runtime", "n", "value", "low", "high"]]
+        return own.join(named)[["quantity", "run", *SETTING, "model", "runtime", "n", "value", "low", "high"]]
 
 
 def side_by_side(folders: list[str | Path], bootstrap: Bootstrap = BOOTSTRAP) -> SideBySide:
@@ -151,7 +162,7 @@ def _episodes(path: Path) -> pd.DataFrame:
     if not table.is_file():
         raise FileNotFoundError(f"{table} is missing: {remedy}")
     try:
-        frame = pd.read_csv(table, dtype={name: str for name in EPISODE_COLUMNS if name not in NUMBERS})
+        frame = pd.read_csv(table, dtype=dict.fromkeys(set(EPISODE_COLUMNS) - {*NUMBERS}, str) | {"cap": int})
         frame = frame.astype({name: float for name in NUMBERS if name in frame})
     except ValueError as error:  # also no table, no text, words instead of numbers
         raise CorruptFileError(f"{table} cannot be read ({error}); {remedy}") from error
@@ -186,11 +197,12 @@ def pool_runs(episodes: pd.DataFrame, manifests: dict[str, dict]) -> Pool:
 # Numbers
 
 
-def same_episodes(episodes: pd.DataFrame, runs: list[str]) -> list[tuple[str, str, str]]:
-    """Cells (model, runtime, split) that two or more of ``runs`` have, all with the very same scores and tokens."""
-    seen: dict[tuple, list[pd.DataFrame]] = {}
-    for (*cell, _), group in episodes[episodes["run"].isin(runs)].groupby([*CELL, "run"], sort=False):
-        seen.setdefault(tuple(cell), []).append(group[IDENTITY].sort_values("task_id", ignore_index=True))
+def same_episodes(episodes: pd.DataFrame, runs: list[str]) -> list[str]:
+    """Names of the cells that two or more of ``runs`` have, all with the very same scores and tokens."""
+    seen, names = {}, setting_names(episodes)
+    for (*cell, split, cap, _), group in episodes[episodes["run"].isin(runs)].groupby([*CELL, "run"], sort=False):
+        alike = seen.setdefault(f"{cell_name(*cell)} {names[split, cap]}", [])
+        alike.append(group[IDENTITY].sort_values("task_id", ignore_index=True))
     return [cell for cell, alike in seen.items() if len(alike) > 1 and all(map(alike[0].equals, alike[1:]))]
 
 
@@ -218,18 +230,20 @@ def over_runs(values: Iterable[float], ratio: bool = False, most: float = math.i
 
 
 def contrasts(estimates: pd.DataFrame, pool: Pool) -> pd.DataFrame:
-    """As text: a row per contrast and split, a column per run, then ``over_runs`` of the pooled ones if there are
+    """As text: a row per contrast, split and cap, a column per run, then ``over_runs`` of the pooled ones if there are
     several."""
     rows, known = [], estimates.dropna(subset="value")
+    setting = setting_columns(known)
     for (quantity, first, second), title in CONTRASTS.items():
         chosen = (known["first"] == "→".join(first)) & (known["second"] == "→".join(second))
-        for split, own in known[chosen & (known["quantity"] == quantity)].groupby("split", sort=False):
+        for _, own in known[chosen & (known["quantity"] == quantity)].groupby(SETTING, sort=False):
+            told = {name: str(own[name].iloc[0]) for name in setting}
             ratio, own = quantity.startswith("total_tokens"), own.set_index("run")
-            digits, row = 2 if ratio else 3, {"quantity": title, "split": split}
+            digits, row = 2 if ratio else 3, {"quantity": title} | told
             for run in estimates["run"].unique():
                 row[run] = between(*own.loc[run, ["value", "low", "high"]], digits) if run in own.index else ""
             if len(pool.members) > 1:
-                most = math.inf if ratio else 2 if quantity == "score interaction" else 1
+                most = math.inf if ratio else MOST.get(quantity, 1)
                 over = over_runs(own["value"].reindex(pool.members), ratio, most)
                 text = {name: number(over[name], digits) for name in over}
                 row |= {"runs": number(over["runs"]), "mean": text["mean"]}
@@ -240,7 +254,7 @@ def contrasts(estimates: pd.DataFrame, pool: Pool) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def describe(manifests: dict[str, dict], pool: Pool, same: list[tuple]) -> str:
+def describe(manifests: dict[str, dict], pool: Pool, same: list[str]) -> str:
     """What varies between the pooled runs and what that tells (``same``: ``same_episodes`` of them), then why others
     are not pooled."""
     said, count = [], len(pool.members)
@@ -251,8 +265,7 @@ def describe(manifests: dict[str, dict], pool: Pool, same: list[tuple]) -> str:
             said.append(f"Some share the seed of {shared}, so they are not independent and may vary too little.")
         said += ["Two runs give a range, not an interval."] if count == 2 else []
         if same:
-            cells = listed([f"{cell_name(*cell)} {split}" for *cell, split in same])
-            said.append(f"The same episodes in all of them, drawn once and so without spread: {cells}.")
+            said.append(f"The same episodes in all of them, drawn once and so without spread: {listed(same)}.")
         if len(commits := {_commits(manifests[run]) for run in pool.members}) > 1 or "*" in "".join(commits):
             said.append("They were not made by one clean commit, so that the code may be a further difference.")
     else:

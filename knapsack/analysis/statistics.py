@@ -1,9 +1,10 @@
 """Tests of what differs and of what is the same. Episodes of two cells are paired by task: every cell plays the same.
 
 Families. The tests of a table are corrected by Holm within a family, the rows that answer one question in one
-quantity, over all splits: "trained models" (what training and runtime change between the two adapters' cells),
-"carry-over" (whether that intervention changes anything), "other models" (the runtime's effect on the base, the
-teacher and models that a user adds). Adding a model or an intervention leaves the first family's p-values as they are.
+quantity, over all splits under a cap: "trained models" (what training and runtime change between the two adapters'
+cells), "carry-over" (whether that intervention changes anything), "other models" (the runtime's effect on the base, the
+teacher and models that a user adds). Adding a model, an intervention or a cap leaves the first family's p-values as
+they are.
 
 "The same" as a finding. Two one-sided t tests (TOST; Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15,
 1987, 657–680) decide, not the bootstrap: where few tasks differ, as between two good agents, the t interval misses the
@@ -21,7 +22,7 @@ from scipy import stats
 
 from knapsack.analysis.estimates import SHARES, comparisons, look_up, matched
 from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap, bootstrap_interval, mean, pairs
-from knapsack.analysis.metrics import CELL
+from knapsack.analysis.metrics import CELL, SETTING
 from knapsack.runtime import KINDS
 
 LEVEL = 0.05  # of each one-sided test, and of the two-sided test of a difference
@@ -29,7 +30,7 @@ MARGIN = 0.05  # of normalized optimality: 5 points of score
 POWER = 0.8
 EQUIVALENT, WITHIN, DIFFERENT, UNDECIDED = "equivalent", "different but within the margin", "different", "undecided"
 ENUMERATED = 13  # differences; 2 to this power sign patterns
-_COMPARED = ["split", "comparison", "first", "second"]
+_COMPARED = [*SETTING, "comparison", "first", "second"]
 TEST_COLUMNS = [
     *_COMPARED, "quantity", "n", "mean_first", "mean_second", "difference", "low", "high", "p", "p_holm", "effect",
     "note", "family",
@@ -208,7 +209,7 @@ def tests_table(episodes: pd.DataFrame, estimates: pd.DataFrame) -> pd.DataFrame
     for names, first, second in _compared(episodes):
         for quantity in ("score", "total_tokens"):
             a, b = matched(episodes, (first, second), quantity)
-            found = look_up(estimates, f"{quantity} difference", first[2], first[:2], second[:2])
+            found = look_up(estimates, f"{quantity} difference", first[2:], first[:2], second[:2])
             p, effect, note = wilcoxon(a, b)
             note = "; ".join(filter(None, (note, found.note if found.n else "")))
             ends = (pd.Series(a).mean(), pd.Series(b).mean(), *found.interval)
@@ -226,7 +227,7 @@ def shares_table(episodes: pd.DataFrame, estimates: pd.DataFrame) -> pd.DataFram
     for names, first, second in _compared(episodes):
         for quantity in ("solved", "missing_binding"):
             a, b = (side > 0 for side in matched(episodes, (first, second), SHARES[quantity]))
-            found = look_up(estimates, f"{quantity} difference", first[2], first[:2], second[:2])
+            found = look_up(estimates, f"{quantity} difference", first[2:], first[:2], second[:2])
             ends = (pd.Series(a).mean(), pd.Series(b).mean(), *found.interval)
             rows.append((*names, quantity, len(a), *ends, *mcnemar(a, b), math.nan, family(first, second, quantity)))
     return _corrected(pd.DataFrame(rows, columns=SHARE_COLUMNS))
@@ -252,10 +253,10 @@ def equivalence_table(episodes: pd.DataFrame, margin: float = MARGIN, bootstrap:
 def _compared(episodes: pd.DataFrame) -> list[tuple[tuple, tuple, tuple]]:
     """For every one of ``comparisons`` the values of _COMPARED, and the two cells."""
     found = comparisons(episodes[CELL].itertuples(index=False, name=None))
-    return [((one[2], what, "→".join(one[:2]), "→".join(other[:2])), one, other) for what, one, other in found]
+    return [((*one[2:], what, "→".join(one[:2]), "→".join(other[:2])), one, other) for what, one, other in found]
 
 
 def _corrected(table: pd.DataFrame) -> pd.DataFrame:
-    for _, rows in table.groupby("family").groups.items():
+    for _, rows in table.groupby(["family", "cap"]).groups.items():
         table.loc[rows, "p_holm"] = holm(table.loc[rows, "p"])
     return table

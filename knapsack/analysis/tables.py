@@ -13,7 +13,7 @@ from pandas.io.formats.style import Styler
 
 from knapsack import prompts
 from knapsack.analysis.estimates import look_up
-from knapsack.analysis.metrics import cell_name, write_csv
+from knapsack.analysis.metrics import CELL, cell_name, setting_columns, write_csv
 from knapsack.runs import CorruptFileError, Run, write_text
 from knapsack.runtime import KINDS
 from knapsack.traces import Trace
@@ -219,40 +219,42 @@ def _kept(kept: int, played: int) -> str:
 
 
 def table_two(cells: pd.DataFrame, estimates: pd.DataFrame) -> Table:
-    """The paper's table 2 from ``estimates.cells_table`` and what that was made of, with the paper's numbers below.
+    """The paper's table 2 from ``estimates.cells_table`` and what that was made of, with the paper's numbers below, at
+    the largest cap of several (it does not tell whether it had one).
 
-    Bold is the best of a column within a split, all that print the same: the highest score, share solved and points
-    per 1k tokens, the fewest turns, tokens and seconds. Only cells of trained or added models compete: the base is
-    cheap by doing nothing, the teacher is no model. Where all that compete are equal, none is called best.
+    Bold is the best of a column within a split and cap, all that print the same: the highest score, share solved and
+    points per 1k tokens, the fewest turns, tokens and seconds. Only cells of trained or added models compete: the base
+    is cheap by doing nothing, the teacher is no model. Where all that compete are equal, none is called best.
     """
+    setting = setting_columns(cells)
     caption = (
         "Cells: means over the scored episodes, score and total tokens with 95 % bootstrap intervals (BCa). Points per "
-        "1k tokens: score points per 1,000 total tokens. Bold: best of its column and split among the models that were "
-        "trained or added; the base and the teacher are references."
+        f"1k tokens: score points per 1,000 total tokens. Bold: best of its column and {' and '.join(setting)} among "
+        "the models that were trained or added; the base and the teacher are references."
     )
     rows, competing = [], []
     for row in cells.to_dict("records"):
-        key = (row["model"], row["runtime"], row["split"])
-        text = {"split": key[2], "cell": cell_name(*key[:2])} | {name: number(row[name]) for name in ("n", "unscored")}
+        key, told = tuple(row[name] for name in CELL), {name: str(row[name]) for name in setting}
+        text = told | {"cell": cell_name(*key[:2])} | {name: number(row[name]) for name in ("n", "unscored")}
         text |= {title: number(factor * row[name], digits) for title, (name, factor, digits, _) in TABLE_TWO.items()}
         if row["n"] and row["model"] not in REFERENCES:
-            competing.append((len(rows), key[2], text))
+            competing.append((len(rows), key[2:], text))
         for title, name in (("score %", "score"), ("total tokens", "total_tokens")):
             _, factor, digits, _ = TABLE_TWO[title]
-            found = look_up(estimates, name, key[2], key[:2])
+            found = look_up(estimates, name, key[2:], key[:2])
             text = text | {title: between(*found.interval, digits, factor)}
         rows.append(text)
-        if paper := PAPER_CELLS.get(key):
+        if (paper := PAPER_CELLS.get(key[:3])) and row["cap"] == cells["cap"].max():
             known = {title: number(paper.get(title), digits) for title, (_, _, digits, _) in TABLE_TWO.items()}
-            rows.append({"split": key[2], "cell": "paper", "n": PAPER_TASKS, "unscored": ""} | known)
+            rows.append(told | {"cell": "paper", "n": PAPER_TASKS, "unscored": ""} | known)
     return Table(pd.DataFrame(rows), caption, _best(competing))
 
 
-def _best(competing: list[tuple[int, str, dict]]) -> frozenset[tuple[int, str]]:
+def _best(competing: list[tuple[int, tuple, dict]]) -> frozenset[tuple[int, str]]:
     """(row, title) of the best cells, by what is printed, so that equal numbers are equally bold."""
     best = set()
-    for split in {split for _, split, _ in competing}:
-        rows = [(index, text) for index, found, text in competing if found == split]
+    for setting in {setting for _, setting, _ in competing}:
+        rows = [(index, text) for index, found, text in competing if found == setting]
         for title, (*_, better) in TABLE_TWO.items():
             printed = {index: float(text[title].replace(",", "")) for index, text in rows if text[title]}
             if len(set(printed.values())) > 1:

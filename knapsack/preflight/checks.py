@@ -73,7 +73,7 @@ class Wanted:
         if "03_finetune" in self.steps:
             total += (2 + 3 * 3) * self.model.get("adapter_mb", 0) * 1e6
         if "04_evaluate" in self.steps:
-            cells = (len(played.models) + 1) * len(played.runtimes) * len(played.splits)
+            cells = (len(played.models) + 1) * len(played.runtimes) * len(played.splits) * len(played.caps)
             total += cells * max(played.n_easy, played.n_hard) * played.context_length * TOLD
         return total
 

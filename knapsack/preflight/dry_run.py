@@ -1,6 +1,7 @@
 """The plan of a run as text: counts, tokens, hours, and what it needs. ``tokens`` says how tokens are estimated."""
 
 import math
+from itertools import product
 from types import SimpleNamespace
 
 import pandas as pd
@@ -22,21 +23,25 @@ def describe(wanted: Wanted, missing: list[str], doubts: list[str]) -> str:
     """The whole plan."""
     rates, hours, lines, most = wanted.profile["rates"], {}, ["", *counted(wanted)], ""
     if "02_traces" in wanted.steps and wanted.traces.teacher:
-        asked = estimate(wanted, wanted.traces, [Cell("teacher", kind, "train") for kind in KINDS])
+        asked = estimate(
+            wanted, wanted.traces, [Cell("teacher", kind, "train", wanted.traces.max_tool_calls) for kind in KINDS]
+        )
         lines += ["", f"To the teacher's endpoint: {spending_sentence(asked, wanted.traces.max_total_tokens)}"]
     elif "02_traces" in wanted.steps:
         hours["02_traces"] = 2 * wanted.traces.n_train / rates["teacher"] / 3600
     if "03_finetune" in wanted.steps:
         settings, tasks = pick(Settings, vars(wanted.traces)), sample_tasks(wanted, "train")
+        means = {kind: mean_tokens(tasks, kind, wanted.traces.max_tool_calls, settings) for kind in KINDS}
         rows = wanted.traces.n_pairs - math.ceil(wanted.traces.n_pairs * wanted.finetune.validation_share)
         exact, epochs = token_counter(settings.base)[1], wanted.finetune.epochs
-        tokens = {kind: round(rows * epochs * mean_tokens(tasks, kind, settings)["row_tokens"]) for kind in KINDS}
+        tokens = {kind: round(rows * epochs * means[kind]["row_tokens"]) for kind in KINDS}
         hours["03_finetune"] = sum(tokens.values()) / rates["training"] / 3600
         lines += ["", f"Training tokens, if the traces are as long as the rule-based teacher's ({exact})"]
         lines += [f"  {kind:<11} {rows:,} rows, {tokens[kind]:,} in {epochs:g} epochs" for kind in KINDS]
     if "04_evaluate" in wanted.steps:
         played = wanted.evaluate
-        cells = [Cell(m, r, s) for s in played.splits for m in played.models for r in played.runtimes]
+        places = product(played.splits, played.caps, played.models, played.runtimes)
+        cells = [Cell(model, runtime, split, cap) for split, cap, model, runtime in places]
         table = estimate(wanted, played, cells)
         lines += ["", *evaluation_lines(table, wanted)]
         own = table[~table["model"].isin(list(wanted.served))].sum(numeric_only=True) / rates["completion"] / 3600
@@ -56,15 +61,16 @@ def counted(wanted: Wanted) -> list[str]:
     drawn, traces, training, played = wanted.generate, wanted.traces, wanted.finetune, wanted.evaluate
     splits = [(f"{vars(drawn)[f'n_{split}']:,} {split} ({vars(drawn)[f'{split}_config']})") for split in SPLIT_OFFSETS]
     models, own = len(played.models) * len(played.runtimes), len({*KINDS} & {*played.runtimes})
-    tasks, split_count = sum(vars(played)[f"n_{split}"] for split in played.splits), len(played.splits)
+    tasks = len(played.caps) * sum(vars(played)[f"n_{split}"] for split in played.splits)
+    settings = len(played.splits) * len(played.caps)
     said = {
         "01_generate": f"tasks: {', '.join(splits)}",
         "02_traces": f"{2 * traces.n_train:,} episodes of the teacher ({traces.teacher.get('model', 'rule-based')}), "
         f"{traces.n_pairs:,} pairs kept",
         "03_finetune": f"2 adapters of {training.base}, rank {training.rank}, {training.epochs:g} epochs"
         + (", 4 bit" if training.load_in_4bit else ""),
-        "04_evaluate": f"{models * split_count} cells of the models, {models * tasks:,} episodes; "
-        f"{own * split_count} of the teacher, {own * tasks:,} episodes",
+        "04_evaluate": f"{models * settings} cells of the models, {models * tasks:,} episodes; "
+        f"{own * settings} of the teacher, {own * tasks:,} episodes",
         "05_analysis": f"{wanted.analysis.n_resamples:,} bootstrap resamples",
     }
     return [f"{step:<12} {said[step]}" for step in wanted.steps]
@@ -86,9 +92,9 @@ def estimate(wanted: Wanted, values: SimpleNamespace, cells: list[Cell]) -> pd.D
 
 
 def evaluation_lines(table: pd.DataFrame, wanted: Wanted) -> list[str]:
-    """Tokens by split and runtime, and what of them goes to endpoints."""
+    """Tokens by split, cap and runtime, and what of them goes to endpoints."""
     numbers = ["episodes", "requests", "prompt_tokens", "completion_tokens"]
-    grouped = table.groupby(["split", "runtime"], sort=False)[numbers].sum().map("{:,}".format).reset_index()
+    grouped = table.groupby(["split", "cap", "runtime"], sort=False)[numbers].sum().map("{:,}".format).reset_index()
     most = table["prompt_tokens_at_most"].sum() + table["completion_tokens_at_most"].sum()
     lines = [f"Evaluation tokens, all models together ({token_counter(wanted.evaluate.base)[1]})"]
     lines += [f"  {line}" for line in grouped.to_string(index=False).splitlines()]

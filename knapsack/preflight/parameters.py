@@ -23,7 +23,12 @@ from knapsack.tasks import PRESETS, SPLIT_SIZE
 CLASSES = {"02_traces": Settings, "03_finetune": Recipe, "04_evaluate": Settings}  # made of a notebook's parameters
 
 
-def _readable(read: Callable[[dict], object]) -> AfterValidator:
+def _distinct(values: list) -> None:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{values}: needs values that differ")
+
+
+def _readable(read: Callable[[object], object]) -> AfterValidator:
     """Refuses what ``read`` refuses."""
     return AfterValidator(lambda entries: (read(entries), entries)[1])
 
@@ -34,13 +39,14 @@ BOUNDS = {  # of parameters that belong to no class
     **dict.fromkeys(("run_folder", "base"), Named),
     **dict.fromkeys(("n_train", "n_easy", "n_hard"), Tasks),
     **dict.fromkeys(("train_config", "easy_config", "hard_config"), Literal[*PRESETS]),
-    **dict.fromkeys(("n_pairs", "max_tokens", "processes", "n_resamples"), PositiveInt),
+    **dict.fromkeys(("n_pairs", "max_tokens", "processes", "n_resamples", "max_tool_calls"), PositiveInt),
     **dict.fromkeys(("seed", "max_total_tokens"), NonNegativeInt),  # 0 tokens: no limit
     "teacher": Annotated[dict, _readable(lambda entry: entry and read_endpoint("teacher", entry))],
     "backend": Literal["auto", "peft", "unsloth"],
     "models": Annotated[dict, Field(min_length=1), _readable(read_served)],
     "runtimes": Annotated[list[Kind], Field(min_length=1)],
     "splits": Annotated[list[Literal["easy", "hard"]], Field(min_length=1)],
+    "caps": Annotated[list[PositiveInt], Field(min_length=1), _readable(_distinct)],
     "server": Annotated[str, Field(pattern="^(https?://.+)?$")],
     "margin": Annotated[float, Field(gt=0, lt=1)],
     "source": Literal["run", "published"],

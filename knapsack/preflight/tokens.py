@@ -14,8 +14,7 @@ from knapsack import agent
 from knapsack.agent import Episode, EpisodeSettings
 from knapsack.evaluate import Settings
 from knapsack.preflight.checks import local_folder
-from knapsack.runs import pick
-from knapsack.runtime import KINDS, Kind, interpreter_pool
+from knapsack.runtime import KINDS, MAX_TOOL_CALLS, Kind, interpreter_pool
 from knapsack.tasks import Task
 from knapsack.teacher import RuleTeacher
 from knapsack.traces import Cell
@@ -41,13 +40,14 @@ def token_counter(base: str) -> tuple[Callable[[str], float], str]:
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids), f"by the tokenizer of {base}"
 
 
-def play(tasks: Iterable[Task], kind: Kind, settings: Settings) -> list[Episode]:
+def play(tasks: Iterable[Task], kind: Kind, cap: int, settings: Settings) -> list[Episode]:
     """The teacher's episodes on ``tasks``, those that ``evaluate`` would write; "carry-over" is played as stateless."""
-    limits = pick(EpisodeSettings, vars(settings), detail=settings.prompt_detail)
+    limits = EpisodeSettings(settings.max_turns, cap, settings.prompt_detail)
     style, played = kind if kind in KINDS else "stateless", []
     with interpreter_pool() as pool:
         for task in tasks:
-            teacher = RuleTeacher(task, style, settings.seed + task.seed, max_tool_calls=settings.max_tool_calls)
+            planned = min(cap, MAX_TOOL_CALLS)
+            teacher = RuleTeacher(task, style, settings.seed, max_tool_calls=planned)
             played.append(agent.run_alone(agent.episode(task, kind, limits, pool), teacher))
     return played
 
@@ -66,11 +66,11 @@ def call_tokens(episode: Episode, count: Callable[[str], float]) -> tuple[list[f
     return prompts, replies
 
 
-def mean_tokens(tasks: Iterable[Task], kind: Kind, settings: Settings) -> dict[str, float]:
+def mean_tokens(tasks: Iterable[Task], kind: Kind, cap: int, settings: Settings) -> dict[str, float]:
     """Means over the teacher's episodes on ``tasks``: ``requests``, ``prompt_tokens`` and ``completion_tokens`` summed
     over an episode's turns, as an endpoint bills them, and ``row_tokens`` of its training row."""
     count, _ = token_counter(settings.base)
-    calls = [call_tokens(episode, count) for episode in play(tasks, kind, settings)]
+    calls = [call_tokens(episode, count) for episode in play(tasks, kind, cap, settings)]
     rows = [(len(replies), sum(prompts), sum(replies), prompts[-1] + replies[-1]) for prompts, replies in calls]
     means = [sum(column) / len(calls) for column in zip(*rows, strict=True)]
     means[-1] += count("\n")
@@ -86,18 +86,18 @@ def estimate_requests(
 ) -> pd.DataFrame:
     """What ``counts[split]`` episodes of each cell will ask of its model, by the first ``sampled`` of ``tasks[split]``.
 
-    A row per cell: model, runtime, split, episodes; requests, prompt_tokens and completion_tokens if every episode is
-    as long as the teacher's; and the same three with ``_at_most``: every episode of ``max_turns`` turns, each prompt
-    a full context, and replies of ``max_new_tokens`` until they fill the context.
+    A row per cell: its fields; episodes; requests, prompt_tokens and completion_tokens if every episode is as long as
+    the teacher's; and the same three with ``_at_most``: every episode of ``max_turns`` turns, each prompt a full
+    context, and replies of ``max_new_tokens`` until they fill the context.
     """
     turns, context, reply = settings.max_turns, settings.context_length, settings.max_new_tokens
     most = {"requests": turns, "prompt_tokens": turns * context}
     most["completion_tokens"] = min(turns * reply, context + reply)
-    pairs = dict.fromkeys((cell.split, cell.runtime) for cell in cells)
-    means = {pair: mean_tokens(tasks[pair[0]][:sampled], pair[1], settings) for pair in pairs}
+    played = dict.fromkeys((cell.split, cell.runtime, cell.cap) for cell in cells)
+    means = {key: mean_tokens(tasks[key[0]][:sampled], *key[1:], settings) for key in played}
     rows = []
     for cell in cells:
-        episodes, mean = counts[cell.split], means[cell.split, cell.runtime]
+        episodes, mean = counts[cell.split], means[cell.split, cell.runtime, cell.cap]
         likely = {name: round(episodes * mean[name]) for name in most}
         bounds = {f"{name}_at_most": episodes * bound for name, bound in most.items()}
         rows.append(asdict(cell) | {"episodes": episodes} | likely | bounds)

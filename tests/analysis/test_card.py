@@ -118,7 +118,7 @@ def test_a_runtime_that_was_not_played_is_named(tables):
 def test_without_any_scored_episode_the_card_says_so(tables):
     episodes, turns = tables
     lost = episodes["model"] == "persistent"
-    empty = episodes[["model", "runtime", "split", "task_id"]].assign(status="missing")
+    empty = episodes[[*metrics.CELL, "task_id"]].assign(status="missing")
     episodes = pd.concat([episodes[~lost], empty[lost].reindex(columns=episodes.columns)], ignore_index=True)
     card = card_of(episodes, turns[turns["model"] != "persistent"], "persistent")
     assert "0 of 12 episodes are scored" in card and "nan" not in card
@@ -143,7 +143,7 @@ def test_a_third_runtime_is_in_the_table_and_not_in_the_verdict(tables):
 
 def test_what_follows_the_first_use_does_not_count():
     """A model that leans once, and then repairs what the error named for the rest of a long episode."""
-    key = {"model": "mine", "runtime": "stateless", "split": "easy"}
+    key = {"model": "mine", "runtime": "stateless", "split": "easy", "cap": 25}
     ids = [f"t{number}" for number in range(6)]
     episodes = pd.DataFrame([key | {"task_id": task, "status": "completed"} for task in ids])
     first = {"turn": 1, "names_bound": 2, "names_needed": 1, "names_bound_again": 0}

@@ -94,9 +94,9 @@ def invented():
     """Two P→S episodes with errors, one of which recovers from its second, and two without."""
     episodes = rows(P, S, dict.fromkeys("0123", 0.5)).assign(missing_bindings=[2, 1, 0, 0])
     episodes["task_id"] = list("0123")
-    key = {"model": P, "runtime": S, "split": "easy"}
+    key = {"model": P, "runtime": S, "split": "easy", "cap": 25}
     errors = [("0", 1, 2, 300, True), ("0", 2, 1, 100, True), ("1", 1, 5, 900, False)]
-    recoveries = [key | dict(zip(conduct.RECOVERY_COLUMNS[3:], row, strict=True)) for row in errors]
+    recoveries = [key | dict(zip(conduct.RECOVERY_COLUMNS[4:], row, strict=True)) for row in errors]
     turns = [
         key | {"task_id": task, "turn": turn, "error": "none"} | dict(zip(conduct.PARTS, parts, strict=True))
         for task, turn, parts in (("0", 0, (9, 0, 0, 40, 0)), ("0", 1, (9, 20, 20, 20, 5)), ("1", 0, (0, 0, 0, 0, 7)))
@@ -151,7 +151,7 @@ def test_a_scripted_run_carries_state_as_its_scripts_do(played):
 def test_every_episode_below_the_teacher_is_counted_once(played):
     episodes, _, seen, _ = played
     table = comparisons.causes_table(seen.failures, episodes)
-    causes = list(table.columns[5:])
+    causes = list(table.columns[6:])
     assert (table[causes].sum(axis=1) == table["below"]).all() and table["below"].sum() == len(seen.failures)
     assert set(table["n"]) == {4} and "teacher" not in set(table["model"])
     shown = comparisons.causes_shown(table).text

@@ -13,11 +13,11 @@ from knapsack.analysis.estimates import PP, PS, SP, SS, look_up
 from knapsack.analysis.intervals import Bootstrap, mean_interval, ratio_interval, share_difference
 from knapsack.tasks import sample_split, write_tasks
 
-FEW = Bootstrap(100)
+FEW, EASY = Bootstrap(100), ("easy", 25)
 
 
 def every(models, runtimes, splits=("easy",)):
-    return [(model, runtime, split) for split in splits for model in models for runtime in runtimes]
+    return [(model, runtime, split, 25) for split in splits for model in models for runtime in runtimes]
 
 
 # Pairs and comparisons
@@ -26,7 +26,7 @@ def every(models, runtimes, splits=("easy",)):
 def test_pairs_are_matched_by_task_and_completed_on_both_sides():
     sides = rows(*PP, {3: 0.3, 1: 0.1, 2: 0.2}), rows(*SS, {2: 0.5, 3: 0.6, 4: 0.7})
     episodes = pd.concat([*sides, rows(*SS, {1: math.nan}, status="error")])
-    aligned = ((*PP, "easy"), (*SS, "easy"))
+    aligned = ((*PP, *EASY), (*SS, *EASY))
     first, second = estimates.matched(episodes, aligned, "score")
     assert first.tolist() == [0.2, 0.3] and second.tolist() == [0.5, 0.6]
     with pytest.raises(ValueError, match="knapsack-3 occurs twice"):
@@ -50,7 +50,7 @@ def test_a_model_that_a_user_adds_is_compared_with_itself_only():
     cells = every(("mine",), ("persistent", "stateless"), ("easy", "hard"))
     alone = estimates.comparisons(cells)
     assert [(what, *one, *other[1:]) for what, one, other in alone] == [
-        ("runtime, mine", "mine", "persistent", split, "stateless", split) for split in ("easy", "hard")
+        ("runtime, mine", "mine", "persistent", split, 25, "stateless", split, 25) for split in ("easy", "hard")
     ]
     study = every(("persistent", "stateless"), ("persistent", "stateless"), ("easy", "hard"))
     together = estimates.comparisons(study + cells)
@@ -83,33 +83,33 @@ def by_hand():
 def test_means_shares_and_ratios_of_a_cell():
     one = estimates.estimates_table(by_hand(), FEW)
     assert list(one.columns) == estimates.COLUMNS
-    assert look_up(one, "score", "easy", PP)[:2] == (3, pytest.approx(0.9))
+    assert look_up(one, "score", EASY, PP)[:2] == (3, pytest.approx(0.9))
     wilson = stats.binomtest(2, 2).proportion_ci(method="wilson")
-    assert look_up(one, "missing_binding", "easy", PS)[:4] == (2, 1, pytest.approx(wilson.low), wilson.high)
-    assert look_up(one, "score_per_1k_tokens", "easy", PP).value == pytest.approx(9)
-    assert look_up(one, "total_tokens", "easy", PP).interval == (100, 100, 100)
-    assert look_up(one, "score", "hard", PP).n == look_up(one, "score", "easy", ("mine", "persistent")).n == 0
+    assert look_up(one, "missing_binding", EASY, PS)[:4] == (2, 1, pytest.approx(wilson.low), wilson.high)
+    assert look_up(one, "score_per_1k_tokens", EASY, PP).value == pytest.approx(9)
+    assert look_up(one, "total_tokens", EASY, PP).interval == (100, 100, 100)
+    assert look_up(one, "score", ("hard", 25), PP).n == look_up(one, "score", EASY, ("mine", "persistent")).n == 0
 
 
 def test_contrasts_are_of_the_tasks_that_both_cells_have():
     table = estimates.estimates_table(by_hand(), FEW)
-    assert look_up(table, "score difference", "easy", PP, PS)[:2] == (2, pytest.approx(0.7))
-    assert look_up(table, "total_tokens ratio", "easy", SP, PP)[:2] == (3, pytest.approx(3))
-    assert look_up(table, "total_tokens ratio", "easy", PP, SP).n == 0  # is no row, and no mirrored one
+    assert look_up(table, "score difference", EASY, PP, PS)[:2] == (2, pytest.approx(0.7))
+    assert look_up(table, "total_tokens ratio", EASY, SP, PP)[:2] == (3, pytest.approx(3))
+    assert look_up(table, "total_tokens ratio", EASY, PP, SP).n == 0  # is no row, and no mirrored one
     expected = share_difference([0, 0], [1, 1])
-    assert look_up(table, "missing_binding difference", "easy", PP, PS)[1:4] == pytest.approx(expected)
-    d = look_up(table, "score interaction", "easy", ("persistent",), ("stateless",))
+    assert look_up(table, "missing_binding difference", EASY, PP, PS)[1:4] == pytest.approx(expected)
+    d = look_up(table, "score interaction", EASY, ("persistent",), ("stateless",))
     assert d[:2] == (2, pytest.approx(0.7))
-    tokens = look_up(table, "total_tokens interaction", "easy", ("persistent",), ("stateless",))
+    tokens = look_up(table, "total_tokens interaction", EASY, ("persistent",), ("stateless",))
     assert tokens.interval == pytest.approx([(100 / 800) / (300 / 200)] * 3)
 
 
 def test_a_difference_is_found_from_either_side():
     episodes = study()
     table = estimates.estimates_table(episodes, FEW)
-    one, other = (look_up(table, "score difference", "easy", *pair) for pair in ((PP, PS), (PS, PP)))
+    one, other = (look_up(table, "score difference", EASY, *pair) for pair in ((PP, PS), (PS, PP)))
     assert (other.n, *other.interval) == (one.n, -one.value, -one.high, -one.low)
-    home, away = estimates.matched(episodes, ((*PS, "easy"), (*PP, "easy")), "score")
+    home, away = estimates.matched(episodes, ((*PS, *EASY), (*PP, *EASY)), "score")
     assert other.interval[1:] == pytest.approx(mean_interval(home - away, FEW))
 
 
@@ -135,7 +135,7 @@ def test_the_training_traces_have_ratios_if_their_lengths_are_known():
         ]
     )
     table = estimates.estimates_table(by_hand(), FEW, facts)
-    found = look_up(table, "trace_tokens ratio", "training", ("stateless",), ("persistent",))
+    found = look_up(table, "trace_tokens ratio", estimates.TRAINING, ("stateless",), ("persistent",))
     assert (found.n, *found.interval) == (4, *[pytest.approx(2.5)] * 3)
     assert "episode_tokens ratio" not in set(table["quantity"])
 
@@ -145,19 +145,19 @@ def test_the_training_traces_have_ratios_if_their_lengths_are_known():
 
 def test_the_interaction_turns_with_either_factor():
     episodes, swap = study(15, seed=4), {"persistent": "stateless", "stateless": "persistent"}
-    d = estimates.interaction(episodes, "easy", "total_tokens", logarithm=True)
+    d = estimates.interaction(episodes, [EASY], "total_tokens", logarithm=True)
     for name in ("model", "runtime"):
         turned = episodes.assign(**{name: episodes[name].map(swap)})
-        assert estimates.interaction(turned, "easy", "total_tokens", True) == pytest.approx(-d)
+        assert estimates.interaction(turned, [EASY], "total_tokens", True) == pytest.approx(-d)
     cents = episodes.assign(total_tokens=100 * episodes["total_tokens"])
-    assert estimates.interaction(cents, "easy", "total_tokens", True) == pytest.approx(d)
+    assert estimates.interaction(cents, [EASY], "total_tokens", True) == pytest.approx(d)
     silent = episodes.assign(total_tokens=episodes["total_tokens"].where(episodes.index != 0, 0))
-    assert len(estimates.interaction(silent, "easy", "total_tokens", True)) == 14  # a task without tokens has none
+    assert len(estimates.interaction(silent, [EASY], "total_tokens", True)) == 14  # a task without tokens has none
 
 
 def test_without_a_cell_there_is_no_interaction():
     table = estimates.estimates_table(study(models=["persistent"]), FEW)
-    assert look_up(table, "score interaction", "easy", ("persistent",), ("stateless",)).n == 0
+    assert look_up(table, "score interaction", EASY, ("persistent",), ("stateless",)).n == 0
 
 
 def test_the_order_of_rows_changes_nothing():
@@ -165,7 +165,8 @@ def test_the_order_of_rows_changes_nothing():
     shuffled = episodes.sample(frac=1, random_state=3)
     one, other = (estimates.estimates_table(frame, FEW) for frame in (episodes, shuffled))
     for row in one.to_dict("records"):
-        found = look_up(other, row["quantity"], row["split"], row["first"].split("→"), row["second"].split("→"))
+        cells = (row[end].split("→") for end in ("first", "second"))
+        found = look_up(other, row["quantity"], (row["split"], row["cap"]), *cells)
         assert found[:4] == pytest.approx(tuple(row[name] for name in ("n", "value", "low", "high")))
 
 
@@ -182,31 +183,31 @@ def test_equal_things_have_equal_intervals_wherever_they_are_shown(tmp_path):
     cells = estimates.cells_table(episodes, found).set_index(["model", "runtime"])
     tests, shares = statistics.tests_table(episodes, found), statistics.shares_table(episodes, found)
     equal = statistics.equivalence_table(episodes, bootstrap=bootstrap)
-    judged = claims.claims_table(found, tests, equal, metrics.call_caps(folder, episodes)).set_index("claim")
+    judged = claims.claims_table(found, tests, equal).query("cap != 80").set_index("claim")
     recovery = comparisons.recovery_table(episodes, seen, found, bootstrap).set_index(["model", "runtime"])
     text = card.model_card(episodes, turns, found, "persistent", bootstrap)
 
     score = episodes[(episodes["model"] == "persistent") & (episodes["runtime"] == "persistent")]["score"]
     ends = mean_interval(score, bootstrap)
-    assert tuple(cells.loc[PP, ["score_low", "score_high"]]) == ends == look_up(found, "score", "easy", PP)[2:4]
+    assert tuple(cells.loc[PP, ["score_low", "score_high"]]) == ends == look_up(found, "score", EASY, PP)[2:4]
     shown = tables.between(score.mean(), *ends, 1, 100)
     two = tables.table_two(cells.reset_index(), found).text.set_index("cell")
     assert two.loc["P→P", "score %"] == shown and f"| {shown} |" in text
     assert two.loc["P→P", "total tokens"] in text
 
-    home, away = estimates.matched(episodes, ((*PP, "easy"), (*PS, "easy")), "score")
+    home, away = estimates.matched(episodes, ((*PP, *EASY), (*PS, *EASY)), "score")
     loss = ((home - away).mean(), *mean_interval(home - away, bootstrap))
     of = tests[(tests["comparison"] == "runtime, persistent") & (tests["quantity"] == "score")].iloc[0]
     assert tuple(of[["difference", "low", "high"]]) == loss
-    claim = judged.loc["P→S scores less than P→P (cap of 25)"]
+    claim = judged.loc["P→S scores less than P→P"]
     assert tuple(claim[["estimate", "low", "high"]]) == loss
-    tax = ratio_interval(*estimates.matched(episodes, ((*SP, "easy"), (*PP, "easy")), "total_tokens"), bootstrap)
+    tax = ratio_interval(*estimates.matched(episodes, ((*SP, *EASY), (*PP, *EASY)), "total_tokens"), bootstrap)
     assert tuple(judged.loc["S→P spends more tokens than P→P (amnesia tax)", ["estimate", "low", "high"]]) == tax
 
-    missing = look_up(found, "missing_binding", "easy", PS).interval
+    missing = look_up(found, "missing_binding", EASY, PS).interval
     assert tuple(recovery.loc[PS, ["missing", "missing_low", "missing_high"]]) == missing
     assert tuple(judged.loc["P→S: episodes miss a name, more than in P→P", ["estimate", "low", "high"]]) == missing
     assert cells.loc[PS, "missing_binding_rate"] == missing[0]
-    more = look_up(found, "missing_binding difference", "easy", PP, PS).interval
+    more = look_up(found, "missing_binding difference", EASY, PP, PS).interval
     of = shares[(shares["comparison"] == "runtime, persistent") & (shares["quantity"] == "missing_binding")].iloc[0]
     assert tuple(of[["difference", "low", "high"]]) == more

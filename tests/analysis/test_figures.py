@@ -30,7 +30,7 @@ NAMES = [
     "the_idea", "train_runtime_matrix", "cost_quality", "paired_differences", "errors_and_recovery", "tokens_by_turn",
     "what_fills_the_tokens",
 ]  # fmt: skip
-CELL = ["split", "model", "runtime"]
+CELL = ["split", "cap", "model", "runtime"]
 BOOTSTRAP = Bootstrap(60, 7)
 ALONE = SideBySide("", {}, pd.DataFrame(columns=["run", *COLUMNS]), [], [])
 
@@ -175,7 +175,8 @@ def test_the_tokens_of_all_turns_are_those_of_the_episodes(drawn):
 
 
 def test_paired_differences_are_of_the_same_task_and_show_their_verdict(drawn, monkeypatch):
-    data, score = table(drawn, "paired_differences"), drawn[2].set_index([*CELL[1:], "split", "task_id"])["score"]
+    key, data = ["model", "runtime", "split", "task_id"], table(drawn, "paired_differences")
+    score = drawn[2].set_index(key)["score"]
     for row in data.to_dict("records"):
         first, second = (score[(*row[side].split("→"), row["split"], row["task_id"])] for side in ("first", "second"))
         assert row["difference"] == pytest.approx(first - second)
@@ -305,7 +306,7 @@ def test_other_models_and_all_runtimes_fit_the_page(drawn, monkeypatch):
     names = ("base", "meta-llama--Llama-3.1-8B-Instruct", "glm-4")
 
     def relabelled(frame):
-        one = frame[(frame[CELL] == ["easy", "persistent", "stateless"]).all(axis=1)]
+        one = frame[(frame[CELL] == ["easy", 25, "persistent", "stateless"]).all(axis=1)]
         return pd.concat([one.assign(model=model, runtime=runtime) for model in names for runtime in metrics.RUNTIMES])
 
     found = {name: rendered(draw, monkeypatch) for name, draw in drawings(*changed(drawn, relabelled)).items()}
@@ -317,6 +318,25 @@ def test_other_models_and_all_runtimes_fit_the_page(drawn, monkeypatch):
     assert len(re.findall("meta-lla…truct→", " ".join(texts))) == 4 and "meta-lla…truct→C" in texts
     looks = style.looks((name, runtime) for name in names for runtime in metrics.RUNTIMES)
     assert len({(look["color"], look["marker"]) for look in looks.values()}) == 12
+
+
+def test_two_caps_stand_side_by_side_and_one_is_not_named(drawn, monkeypatch):
+    def twice(frame):
+        return pd.concat([frame, frame.assign(cap=80)], ignore_index=True)
+
+    _, *two = changed(drawn, twice)
+    for (name, draw), alone in zip(drawings(drawn[1], *two).items(), drawings(*drawn[1:5]).values(), strict=True):
+        if name == "the_idea":  # it reads traces
+            continue
+        drawing, texts = rendered(draw, monkeypatch)
+        assert set(drawing.data["cap"]) == {25, 80} and drawing.figure.get_figheight() <= 8.5
+        assert any(re.search(r"hard,?\scap 80", text) for text in texts)
+        assert ("episodes a cell under each cap (25, 80)" in drawing.caption) == (name != "paired_differences")
+        drawing, texts = rendered(alone, monkeypatch)
+        assert not any("cap 25" in text for text in [drawing.caption, *texts])
+    values = side_by_side(estimates_table(two[0], BOOTSTRAP), ["x", "y", "z"]).values
+    drawing, texts = rendered(lambda: quality.seeds(values, [["x", "y"]], [], BOOTSTRAP), monkeypatch)
+    assert texts.count("easy, cap 80") == 2 and len(drawing.figure.axes) == 8
 
 
 def test_what_was_not_played_takes_no_room(drawn, monkeypatch):

@@ -93,7 +93,7 @@ def test_the_persistent_model_misses_names_only_in_the_stateless_runtime(run):
 
 def statuses(run, cell="stateless_persistent_easy"):
     episodes, _ = metrics.write_results(run)
-    own = episodes[(episodes[metrics.CELL] == cell.split("_")).all(axis=1)]
+    own = metrics.cell_rows(episodes, (*cell.split("_"), 25))
     assert own["score"].isna().tolist() == [status != "completed" for status in own["status"]]
     return sorted(own["status"])
 
@@ -117,12 +117,20 @@ def test_an_episode_that_others_could_not_finish_is_unscored(run):
     assert statuses(run) == ["completed"] * 3 + ["timeout"]
 
 
-def test_the_cap_is_that_of_the_settings_or_the_papers(run):
-    episodes, _ = metrics.read_cells(run.evaluations)
-    keep(run.evaluations / "base_stateless_easy" / "settings.json", as_json({"max_tool_calls": 80}))
+def test_the_cap_is_that_of_the_folders_name_and_of_its_settings(run):
+    folder = run.evaluations / "base_stateless_easy"
+    shutil.rmtree(run.evaluations / "base_persistent_easy" / "details")  # as if downloaded
     (run.evaluations / "base_persistent_easy" / "settings.json").unlink()
-    caps = metrics.call_caps(run.evaluations, episodes)
-    assert caps.pop(("base", "stateless", "easy")) == 80 and set(caps.values()) == {25} and len(caps) == 15
+    keep(folder / "settings.json", as_json({"max_tool_calls": 80}))
+    with pytest.raises(CorruptFileError, match="a cap of 80: rename it to base_stateless_easy-cap80"):
+        metrics.read_cells(run.evaluations)
+    folder.rename(run.evaluations / "base_stateless_easy-cap80")
+    episodes, _ = metrics.read_cells(run.evaluations)
+    cells = episodes[metrics.CELL].drop_duplicates()
+    assert cells[cells["cap"] == 80].to_numpy().tolist() == [["base", "stateless", "easy", 80]] and len(cells) == 16
+    assert metrics.setting_names(cells)["hard", 25] == "hard, cap 25"
+    alone = cells.head(1)  # one cap needs no name
+    assert metrics.setting_names(alone) == {("easy", 25): "easy"} and metrics.setting_columns(alone) == ["split"]
 
 
 def test_a_trace_has_its_task_wherever_it_lies_and_no_other(run):

@@ -1,6 +1,7 @@
 """What ``make outputs`` puts into the repository: the claims in README, tables, example pages, links to them."""
 
 import json
+import math
 import re
 
 import nbformat
@@ -17,8 +18,8 @@ LINK = re.compile(r"\]\((?!https?:|#|data:)([^)\s]+)\)")
 def analysed(tmp_path):
     """A run with two claims and an example page; a README with the marks."""
     run = Run(tmp_path / "run")
-    row = ["P→S scores less", "v3", "easy", "points", 0.5, 9, 0.4, 0.3, 0.5, claims.REPRODUCED, "in size", "why"]
-    none = ["P→P and S→S", "v1", "easy", "points", float("nan"), 0, *[float("nan")] * 3, claims.NOT_TESTABLE, "", "no"]
+    row = ["P→S scores less", "v3", "easy", 25, "points", 0.5, 9, 0.4, 0.3, 0.5, claims.REPRODUCED, "in size", "why"]
+    none = ["P→P and S→S", "v1", "easy", 80, "points", math.nan, 0, *[math.nan] * 3, claims.NOT_TESTABLE, "", "no"]
     table = pd.DataFrame([row, none], columns=claims.COLUMNS)
     tables.save(run, "claims", claims.claims_shown(table), table)
     write_text(run.results / "examples" / "code-error.md", "# Code error\n")

@@ -29,7 +29,7 @@ def invented(luck: int) -> pd.DataFrame:
             drawn = np.random.default_rng([number, luck if model in ("persistent", "stateless") else 0])
             for task in range(size):
                 prompt, completion = (int(value) for value in drawn.integers(1_000 + 400 * number, 6_000, 2))
-                row = {"model": model, "runtime": runtime, "split": split, "task_id": f"knapsack-{task}"}
+                row = {"model": model, "runtime": runtime, "split": split, "cap": 25, "task_id": f"knapsack-{task}"}
                 row |= {"status": "completed", "finish_reason": "finish_tool", "score": drawn.uniform(0.2, 0.9)}
                 row |= {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
                 rows.append(dict.fromkeys(metrics.NUMBERS, 0) | row | {"missing_bindings": int(drawn.integers(0, 3))})
@@ -92,9 +92,9 @@ def test_a_folder_without_results_says_what_to_do(tmp_path):
     ("text", "problem"),
     [
         ("", "cannot be read"),
-        ("model,runtime\n", "lacks cap_hits"),
+        ("model,runtime\n", "lacks cap, cap_hits"),
         (",".join(metrics.EPISODE_COLUMNS) + "\n", "holds no episode"),
-        (",".join(metrics.EPISODE_COLUMNS) + "\nbase,persistent,easy,a,completed,much\n", "cannot be read"),
+        (",".join(metrics.EPISODE_COLUMNS) + "\nbase,persistent,easy,25,a,completed,much\n", "cannot be read"),
     ],
 )
 def test_unusable_results_are_named(tmp_path, text, problem):
@@ -195,7 +195,7 @@ def test_the_same_episodes_in_every_run_are_named(three):
     folders, several = three
     episodes, _ = several_runs.read_runs(folders)
     same = several_runs.same_episodes(episodes, ["seed0", "seed1", "seed2"])
-    assert set(same) == {(*of, split) for split in SIZES for of in CELLS if of[0] in ("base", "teacher")}
+    assert same == ["base→P easy", "teacher→P easy", "base→P hard", "teacher→P hard"]
     said = "without spread: base→P easy, teacher→P easy, base→P hard and teacher→P hard."
     assert said in several.sentence
 

@@ -88,7 +88,7 @@ def test_a_row_of_tests_against_the_formulas():
     table = table_of(episodes, statistics.tests_table)
     assert list(table.columns) == statistics.TEST_COLUMNS
     row = table.set_index(["comparison", "quantity"]).loc[("aligned cells", "score")]
-    first, second = estimates.matched(episodes, ((*PP, "easy"), (*SS, "easy")), "score")
+    first, second = estimates.matched(episodes, ((*PP, "easy", 25), (*SS, "easy", 25)), "score")
     assert (row["mean_first"], row["mean_second"]) == pytest.approx((first.mean(), second.mean()))
     assert row["p"] == pytest.approx(stats.wilcoxon(first, second).pvalue)
     ends = stats.bootstrap((first - second,), np.mean, n_resamples=100, method="BCa", rng=np.random.default_rng(0))

@@ -89,9 +89,9 @@ def test_a_model_of_ones_own_gets_its_card_without_any_training(tmp_path, checko
         run_notebook(checkout, folder, 4, models=models, max_total_tokens=10_000_000, **counts)
     card = (folder / "results" / "cards" / "mine.md").read_text()
     assert "**Verdict: adapts to the runtime that it is told.**" in card
-    assert "10 of 10 episodes are scored" in card and "nan" not in card
+    assert "20 of 20 episodes are scored" in card and "nan" not in card
     written = shown(folder, "04_evaluate")
     assert "Card of `mine`" in written and "stops at 10,000,000 tokens" in written
-    assert "Model **mine**, **stateless** runtime, hard, task" in written
+    assert "Model **mine**, **stateless** runtime, hard, cap" in written
     assert {headers["authorization"] for _, _, headers, _ in server.requests} == {"Bearer sk-very-secret"}
     assert not [path for path in folder.rglob("*") if path.is_file() and b"sk-very-secret" in path.read_bytes()]

@@ -34,7 +34,7 @@ OPENING = [{"role": "system", "content": "Be brief."}, {"role": "user", "content
 LATER = [*OPENING, {"role": "assistant", "content": "Two."}, {"role": "user", "content": "Sure?"}]
 WORDS = "I look.\n```python\nprint(1)\n```"
 TRIES = 3
-CELLS = [Cell("served", kind, "easy") for kind in KINDS]
+CELLS = [Cell("served", kind, "easy", 25) for kind in KINDS]
 OPTIONS = {"temperature": 0.2, "max_new_tokens": 100, "context_length": 4000, "seed": 7}
 
 
@@ -496,7 +496,7 @@ def test_the_runner_says_what_failed_and_where_and_the_same_command_resumes(tmp_
         entry = {"served": {"endpoint": server.url, "model": "m", "key": "SERVED_KEY"}}
         command = [sys.executable, checkout / "run_notebooks.py", "--only", "4", "--out", run.folder]
         values = {"models": json.dumps(entry), "splits": "easy", "n_easy": 2}
-        values |= {"runtimes": ",".join(carried), "max_turns": 6, "slots": 1, "processes": 1}
+        values |= {"runtimes": ",".join(carried), "caps": "25", "max_turns": 6, "slots": 1, "processes": 1}
         for name, value in values.items():
             command += ["-p", f"{name}={value}"]
         options = {"capture_output": True, "text": True, "env": os.environ | {"SERVED_KEY": "sk-very-secret"}}

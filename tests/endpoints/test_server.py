@@ -28,8 +28,8 @@ from knapsack.training_data import training_row
 # Two short replies that even few training steps teach; without the first one's name, the second one fails.
 TEXTS = [block("ids = list_items()\nprint(len(ids))", "I look."), block("print(ids)\nfinish()", "I finish.")]
 RECIPE = Recipe(rank=8, alpha=16, learning_rate=6e-3, epochs=2, batch_tokens=900, validation_share=0, evaluations=1)
-TRAINED = [Cell("persistent", kind, "easy") for kind in KINDS]
-CELLS = [*TRAINED, Cell("base", "persistent", "easy")]
+TRAINED = [Cell("persistent", kind, "easy", 25) for kind in KINDS]
+CELLS = [*TRAINED, Cell("base", "persistent", "easy", 25)]
 TASKS = 2
 LIMITS = {"max_new_tokens": 48, "context_length": 1024, "max_turns": 3, "prompt_detail": "compact", "slots": TASKS}
 SETTINGS = Settings(temperature=0, **LIMITS)
@@ -117,7 +117,7 @@ def test_a_model_says_the_same_in_process_and_through_the_server(run, served):
     """Greedily and in float32, as on any CPU: in bfloat16 the two would round in other places."""
     names = ("temperature", "max_new_tokens", "context_length", "seed", "slots")
     options = {"device": "cpu"} | {name: getattr(SETTINGS, name) for name in names}
-    limits = agent.EpisodeSettings(SETTINGS.max_turns, SETTINGS.max_tool_calls, SETTINGS.prompt_detail)
+    limits = agent.EpisodeSettings(SETTINGS.max_turns, detail=SETTINGS.prompt_detail)
     tasks = read_tasks(run.tasks("easy"), TASKS)
     for cell in CELLS:
         adapter = None if cell.model == "base" else run.adapter(cell.model)

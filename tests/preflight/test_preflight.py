@@ -55,18 +55,18 @@ def served(**entry) -> dict:
 def test_tokens_of_an_episode_are_those_of_its_prompts_and_replies(kind):
     (task,), (count, _), tokenizer = easy(1), token_counter("nano"), load_tokenizer("nano")
     with interpreter_pool() as pool:
-        teacher = RuleTeacher(task, kind, task.seed, tokenizer)
+        teacher = RuleTeacher(task, kind, NANO.seed, tokenizer)
         real = run_alone(episode(task, kind, EpisodeSettings(20, 25, "compact"), pool), teacher)
-    (played,) = play([task], kind, NANO)
+    (played,) = play([task], kind, 25, NANO)
     prompts, replies = call_tokens(played, count)
     assert prompts == [turn.prompt_tokens for turn in real.turns]
     assert replies == [turn.completion_tokens for turn in real.turns]
-    row = tokens.mean_tokens([task], kind, NANO)["row_tokens"]
+    row = tokens.mean_tokens([task], kind, 25, NANO)["row_tokens"]
     assert row == len(render(training_row(real)["messages"], tokenizer).input_ids)
 
 
 def test_a_sample_estimates_the_whole_within_a_quarter():
-    cells, known = [Cell("m", kind, "easy") for kind in KINDS], easy(30)
+    cells, known = [Cell("m", kind, "easy", 25) for kind in KINDS], easy(30)
     sampled, whole = (estimate_requests(cells, {"easy": 30}, NANO, {"easy": known}, n) for n in (tokens.SAMPLED, 30))
     for column in ("requests", "prompt_tokens", "completion_tokens"):
         assert sampled[column].tolist() == pytest.approx(whole[column].tolist(), rel=0.25)
@@ -74,8 +74,8 @@ def test_a_sample_estimates_the_whole_within_a_quarter():
 
 def test_an_estimate_is_what_an_endpoint_is_sent_if_it_plays_like_the_teacher_and_the_bounds_and_the_cap_are_said():
     known, (count, _) = easy(3), token_counter("nano")
-    table = estimate_requests([Cell("m", "stateless", "easy")], {"easy": 3}, NANO, {"easy": known})
-    calls, row = [call_tokens(played, count) for played in play(known, "stateless", NANO)], table.iloc[0]
+    table = estimate_requests([Cell("m", "stateless", "easy", 25)], {"easy": 3}, NANO, {"easy": known})
+    calls, row = [call_tokens(played, count) for played in play(known, "stateless", 25, NANO)], table.iloc[0]
     assert row["requests"] == sum(len(replies) for _, replies in calls)
     assert row["prompt_tokens"] == sum(sum(prompts) for prompts, _ in calls) < row["prompt_tokens_at_most"]
     assert row["completion_tokens"] == sum(sum(replies) for _, replies in calls)
@@ -109,16 +109,16 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing_and_loads_no_torch(tmp_pat
     command = [sys.executable, "-c", program, "--dry-run", "--out", tmp_path / "run", *assignments({"n_easy": 1})]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "False\n") and list(tmp_path.iterdir()) == []
-    assert "12 cells of the models, 156 episodes" in done.stdout and "measured in the committed" in done.stdout
+    assert "24 cells of the models, 312 episodes" in done.stdout and "measured in the committed" in done.stdout
     assert done.stdout.endswith("Missing on this machine:\n  nothing\n")
 
 
-@pytest.mark.parametrize(("profile", "episodes", "filled"), [("small", "450", 17), ("paper", "1,200", 53)])
+@pytest.mark.parametrize(("profile", "episodes", "filled"), [("small", "900", 17), ("paper", "2,400", 53)])
 def test_a_plan_says_what_each_notebook_will_do_and_need(profile, episodes, filled, monkeypatch):
     monkeypatch.setattr("knapsack.preflight.dry_run.SAMPLED", 2)
     shown = describe(wanted(profile), [], ["perhaps"])
     assert all(f"\n{step.name} " in shown for step in STEPS)
-    assert f"12 cells of the models, {episodes} episodes" in shown and shown.endswith("Doubtful:\n  - perhaps")
+    assert f"24 cells of the models, {episodes} episodes" in shown and shown.endswith("Doubtful:\n  - perhaps")
     assert f"the evaluation fills {filled} GB" in shown and "calculated, not measured" in shown
 
 
@@ -142,6 +142,7 @@ def test_what_is_missing_is_said_with_its_remedy_before_any_work(arguments, said
 
 
 BAD = {"int": -1, "float": -1.0, "bool": 1, "str": "none", "list[str]": [""], "dict": {"x": {"endpoint": "here"}}}
+BAD |= {"list[int]": [2, 2]}
 BAD_NAMES = {"run_folder": "", "base": "", "published_folder": 7, "target_modules": []}
 
 
@@ -152,13 +153,15 @@ def test_every_parameter_is_refused_out_of_bounds_in_one_line_by_the_function_th
         with pytest.raises(ValueError, match=rf"^{step.name}.*{name}.*(should|needs|required).*") as caught:
             check(step.name, step.types, step.parameters | {name: value})
         assert "\n" not in str(caught.value)
-        assert kind in ("dict", "list[str]") or f" = {value!r}: " in str(caught.value)
+        assert kind in ("dict", "list[str]", "list[int]") or f" = {value!r}: " in str(caught.value)
 
 
 REFUSED = [
     ("margin=-1", "05_analysis.margin = -1.0: input should be greater than 0"),
     ("n_train=250001", "01_generate.n_train = 250001: input should be less than or equal to 250000"),
     ("runtimes=persistent,reset", "runtimes.1 = 'reset': input should be 'persistent', 'stateless', 'carry-over' or"),
+    ("caps=25,80,25", "04_evaluate.caps: [25, 80, 25]: needs values that differ"),
+    ("caps=0", "04_evaluate.caps.0 = 0: input should be greater than 0"),
     ("rank=0", "03_finetune: Recipe.rank = 0: "),
     ("n_pairs=601", "02_traces.n_pairs = 601: needs at most 02_traces.n_train = 600"),
     ("02_traces.n_train=601", "02_traces.n_train = 601: needs at most 01_generate.n_train = 600"),

@@ -8,6 +8,7 @@ from matplotlib.lines import Line2D
 from knapsack.analysis.conduct import ERRORS, PARTS, Conduct, redundancy
 from knapsack.analysis.figures import style
 from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap, mean_interval, share_interval
+from knapsack.analysis.metrics import SETTING, cell_rows, setting_columns, setting_names, setting_rows
 
 SHOWN_EPISODES = 3  # a mean over fewer episodes is in the data file, not in the plot, unless there are never more
 NO_TURN = "No scored turn of a model other than the teacher is there to show."
@@ -30,7 +31,7 @@ CONTENTS = {  # of PARTS
 
 def _shown_from(data: pd.DataFrame) -> int:
     """How many episodes a mean or share of a turn must be of to be drawn."""
-    return min(SHOWN_EPISODES, int(data.groupby("split")["n"].max().min()))
+    return min(SHOWN_EPISODES, int(data.groupby(SETTING)["n"].max().min()))
 
 
 def tokens_by_turn(episodes: pd.DataFrame, turns: pd.DataFrame, bootstrap: Bootstrap = BOOTSTRAP) -> style.Drawing:
@@ -38,20 +39,21 @@ def tokens_by_turn(episodes: pd.DataFrame, turns: pd.DataFrame, bootstrap: Boots
     shown, rows = turns[turns["model"] != "teacher"], []
     if shown.empty:
         raise style.NothingToShow(NO_TURN)
-    for key, group in shown.groupby([*style.BY_SPLIT, "turn"], sort=False):
-        row = dict(zip([*style.BY_SPLIT, "turn"], key, strict=True)) | {"n": len(group)}
+    for key, group in shown.groupby([*style.BY_SETTING, "turn"], sort=False):
+        row = dict(zip([*style.BY_SETTING, "turn"], key, strict=True)) | {"n": len(group)}
         for name in ("completion_tokens", "prompt_tokens"):
             low, high = mean_interval(group[name].to_numpy(float), bootstrap)
             row |= {name: group[name].mean(), f"{name}_low": low, f"{name}_high": high}
         rows.append(row | {"turn": row["turn"] + 1})
     data = pd.DataFrame(rows)
-    splits, found, least = data["split"].unique(), style.looks(style.cells_in(data)), _shown_from(data)
+    names, found, least = setting_names(data), style.looks(style.cells_in(data)), _shown_from(data)
     labels = {"completion_tokens": "completion tokens", "prompt_tokens": "prompt tokens", "n": "episodes running"}
     figure = Figure(figsize=(style.WIDTH, 4.0), layout="constrained")
-    axes = style.split_axes(figure, 3, splits, sharex="col", sharey="row")
-    for column, split in zip(axes.T, splits, strict=True):
+    axes = figure.subplots(3, len(names), squeeze=False, sharex="col", sharey="row")
+    for column, (setting, name) in zip(axes.T, names.items(), strict=True):
+        column[0].set_title(name.replace(", ", "\n"))
         for cell, look in found.items():
-            line = data[(data[style.BY_SPLIT] == [split, *cell]).all(axis=1)]
+            line = cell_rows(data, (*cell, *setting))
             for ax, name in zip(column, labels, strict=True):
                 seen = line if name == "n" else line[line["n"] >= least]
                 ax.plot(seen["turn"], seen[name], ms=1.8, mew=0.6, **look)
@@ -75,11 +77,11 @@ def tokens_by_turn(episodes: pd.DataFrame, turns: pd.DataFrame, bootstrap: Boots
 
 def _error_shares(turns: pd.DataFrame) -> pd.DataFrame:
     """Per cell and turn (from 1): n episodes still running, and the share of each of ERRORS among their turns."""
-    counts = turns.groupby([*style.BY_SPLIT, "turn"], sort=False)["error"].value_counts().unstack(fill_value=0)
+    counts = turns.groupby([*style.BY_SETTING, "turn"], sort=False)["error"].value_counts().unstack(fill_value=0)
     counts = counts.reindex(columns=list(ERRORS), fill_value=0)
     n = counts.sum(axis=1)
     data = counts.div(n, axis=0).reset_index()
-    data.insert(4, "n", n.to_numpy())
+    data.insert(5, "n", n.to_numpy())
     data["turn"] += 1
     return data
 
@@ -87,10 +89,10 @@ def _error_shares(turns: pd.DataFrame) -> pd.DataFrame:
 def _recovery_shares(recoveries: pd.DataFrame) -> pd.DataFrame:
     """Per cell: n missing-binding errors, how many a new item followed, with its share, and after how many turns."""
     rows = []
-    for key, group in recoveries.groupby(style.BY_SPLIT, sort=False):
+    for key, group in recoveries.groupby(style.BY_SETTING, sort=False):
         count, n = int(group["recovered"].sum()), len(group)
         low, high = share_interval(count, n)
-        row = dict(zip(style.BY_SPLIT, key, strict=True)) | {"n": n, "recovered": count, "share": count / n}
+        row = dict(zip(style.BY_SETTING, key, strict=True)) | {"n": n, "recovered": count, "share": count / n}
         found = group.loc[group["recovered"].astype(bool), "turns"]
         rows.append(row | {"low": low, "high": high, "median_turns": found.median()})
     return pd.DataFrame(rows)
@@ -107,26 +109,28 @@ def errors_and_recovery(episodes: pd.DataFrame, conduct: Conduct) -> style.Drawi
     if turns.empty:
         raise style.NothingToShow(NO_TURN)
     errors, recovery = _error_shares(turns), _recovery_shares(conduct.recoveries)
-    cells, splits, least = style.cells_in(errors), errors["split"].unique(), _shown_from(errors)
-    heights = [0.35 + 0.62 * len(cells), 0.45 + 0.17 * len(recovery)][: 1 + bool(len(recovery))]
+    cells, names, least = style.cells_in(errors), setting_names(errors), _shown_from(errors)
+    several = len(setting_columns(errors)) > 1  # then the titles have two lines
+    heights = [0.35 + (0.62 + 0.16 * several) * len(cells), 0.45 + 0.17 * len(recovery)][: 1 + bool(len(recovery))]
     figure = Figure(figsize=(style.WIDTH, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    axes = parts[0].subplots(len(cells), len(splits), squeeze=False, sharex="col", sharey=True)
+    axes = parts[0].subplots(len(cells), len(names), squeeze=False, sharex="col", sharey=True)
     for row, cell in zip(axes, cells, strict=True):
-        for ax, split in zip(row, splits, strict=True):
-            own = errors[(errors[style.BY_SPLIT] == [split, *cell]).all(axis=1)].sort_values("turn")
+        for ax, (setting, name) in zip(row, names.items(), strict=True):
+            own = cell_rows(errors, (*cell, *setting)).sort_values("turn")
             if own.empty:
                 ax.set_axis_off()
                 continue
             seen = own[own["n"] >= least]
             style.stacked(ax.bar, seen["turn"], seen, 0.9, KINDS_OF_ERROR)
             ax.plot(own["turn"], own["n"] / own["n"].max(), color=style.INK, lw=0.9, drawstyle="steps-mid")
-            ax.set_title(f"{split}: {style.cell_label(*cell)}", fontsize=6.5, loc="left")
+            title = f"{name}: {style.cell_label(*cell)}"
+            ax.set_title(title.replace(": ", ":\n") if several else title, fontsize=6.5, loc="left")
             if ax is row[0] or not row[0].axison:
                 ax.tick_params(labelleft=True)
         row[0].set(ylim=(0, 1.04), yticks=[0, 0.5, 1], yticklabels=["0", "50 %", "100 %"])
-    for ax, split in zip(axes[-1], splits, strict=True):
-        ax.set(xlabel="turn", xlim=(0.4, errors.loc[errors["split"] == split, "turn"].max() + 0.6))
+    for ax, setting in zip(axes[-1], names, strict=True):
+        ax.set(xlabel="turn", xlim=(0.4, setting_rows(errors, setting)["turn"].max() + 0.6))
         ax.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
     told = "No missing-binding error whose task is at hand, so there is no recovery to show. "
     if len(recovery):
@@ -149,11 +153,11 @@ def errors_and_recovery(episodes: pd.DataFrame, conduct: Conduct) -> style.Drawi
 
 
 def _recovery_panel(part: SubFigure, recovery: pd.DataFrame) -> None:
-    ax, found, names = part.subplots(), style.looks(style.cells_in(recovery)), []
+    ax, found, settings, names = part.subplots(), style.looks(style.cells_in(recovery)), setting_names(recovery), []
     ax.set_title("missing-binding errors followed by a new item", fontsize=6.5, loc="right")
     for y, row in enumerate(recovery.to_dict("records")):
         cell = row["model"], row["runtime"]
-        names.append(f"{row['split']}: {style.cell_label(*cell)}")
+        names.append(f"{settings[row['split'], row['cap']]}: {style.cell_label(*cell)}")
         look = {**found[cell], "linestyle": "-", "lw": 1.2, "ms": 3.5, "mfc": "white", "clip_on": False, "zorder": 5}
         ax.plot([row["low"], row["share"], row["high"]], [y] * 3, markevery=[1], **look)
         median = f"; {row['median_turns']:g} turn{'s' * (row['median_turns'] != 1)}" if row["recovered"] else ""
@@ -167,25 +171,25 @@ def _recovery_panel(part: SubFigure, recovery: pd.DataFrame) -> None:
 
 def what_fills_the_tokens(episodes: pd.DataFrame, conduct: Conduct) -> style.Drawing:
     """What the replies of an episode consist of, mean per cell, and the redundancy of its code."""
-    sizes = style.scored(episodes).groupby(style.BY_SPLIT, sort=False).size()
-    totals = conduct.turns.groupby(style.BY_SPLIT, sort=False)[list(PARTS)].sum().reindex(sizes.index, fill_value=0)
+    sizes = style.scored(episodes).groupby(style.BY_SETTING, sort=False).size()
+    totals = conduct.turns.groupby(style.BY_SETTING, sort=False)[list(PARTS)].sum().reindex(sizes.index, fill_value=0)
     if not totals.to_numpy().sum():
         raise style.NothingToShow("No scored episode has a reply to show.")
     data = totals.div(sizes, axis=0).reset_index()  # an episode without any turn has no row there, but counts
-    data.insert(3, "n", sizes.to_numpy())
+    data.insert(4, "n", sizes.to_numpy())
     data["redundancy"] = [redundancy(row) for row in data.to_dict("records")]
-    cells, splits = style.cells_in(data), data["split"].unique()
-    figure = Figure(figsize=(style.WIDTH, 0.2 + len(splits) * (0.3 + 0.17 * len(cells))), layout="constrained")
-    axes = figure.subplots(len(splits), 1, sharex=True, squeeze=False)[:, 0]
-    for ax, split in zip(axes, splits, strict=True):
-        rows = data[data["split"] == split].reset_index(drop=True)
+    cells, settings = style.cells_in(data), setting_names(data)
+    figure = Figure(figsize=(style.WIDTH, 0.2 + len(settings) * (0.3 + 0.17 * len(cells))), layout="constrained")
+    axes = figure.subplots(len(settings), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, (setting, title) in zip(axes, settings.items(), strict=True):
+        rows = setting_rows(data, setting).reset_index(drop=True)
         style.stacked(ax.barh, rows.index, rows, 0.72, CONTENTS)
         beside = {"textcoords": "offset points", "ha": "right"}
         for y, share in enumerate(style.percent(share) for share in rows["redundancy"]):
             ax.annotate(share, (1, y), (34, 0), xycoords=("axes fraction", "data"), va="center", **beside)
         ax.annotate("redundancy", (1, 1), (34, 4), xycoords="axes fraction", color=style.GREY, **beside)
         names = [style.cell_label(*cell) for cell in style.cells_in(rows)]
-        ax.set(yticks=rows.index, yticklabels=names, ylim=(len(rows) - 0.5, -0.5), title=split)
+        ax.set(yticks=rows.index, yticklabels=names, ylim=(len(rows) - 0.5, -0.5), title=title)
         ax.tick_params(axis="y", length=0, pad=5)
         ax.xaxis.set_major_locator(ticker.MaxNLocator(6))
     axes[-1].set(xlabel=f"{conduct.unit} of the replies of an episode")

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from knapsack.agent import FENCE, Turn
 from knapsack.analysis.estimates import PP, PS
 from knapsack.analysis.figures import style
+from knapsack.analysis.metrics import SETTING, setting_columns
 from knapsack.traces import Cell, Trace, read_trace, trace_path
 from knapsack.training_data import MIN_SCORE
 
@@ -24,6 +25,7 @@ COLUMN = (PAGE - 2 * EDGE - GAP) / 2
 SIDES = {"persistent": EDGE, "stateless": EDGE + COLUMN + GAP}  # where the columns begin
 NARROW, WIDE = (29, 6), (63, 9)  # letters a line and lines of code of a turn in a column, and over the whole width
 LOST, BACK, GOOD, BAD = style.COLOURS["stateless"], "#F3F3F3", "#DCEBF5", "#FADFCF"
+TASK = [*SETTING, "task_id"]
 ENDS = {"finish_tool": "finished", "max_turns": "turn limit", "error": "ended by an error"}
 
 
@@ -34,6 +36,8 @@ class Pair:
     up to and in turn ``missing``."""
 
     split: str
+    cap: int
+    where: str  # "easy task", or with several caps "easy, cap 25:"
     task_id: str
     traces: tuple[Trace, Trace]  # persistent, stateless runtime
     missing: int
@@ -51,14 +55,14 @@ def find_pairs(episodes: pd.DataFrame, folder: str | Path) -> list[Pair]:
     done = style.scored(episodes)
     home, away = (done[(done[["model", "runtime"]] == list(cell)).all(axis=1)] for cell in (PP, PS))
     home = home[(home["finish_reason"] == "finish_tool") & (home["score"] >= MIN_SCORE)]
-    both = home.merge(away[away["missing_bindings"] > 0][["split", "task_id"]], on=["split", "task_id"])
-    pairs = []
-    for split, task_id in zip(both["split"], both["task_id"], strict=True):
-        cells = [Path(folder) / Cell(*cell, split).name for cell in (PP, PS)]
+    both = home.merge(away.loc[away["missing_bindings"] > 0, TASK], on=TASK)
+    pairs, where = [], "{}, cap {}:" if len(setting_columns(episodes)) > 1 else "{} task"
+    for *setting, task_id in both[TASK].itertuples(index=False, name=None):
+        cells = [Path(folder) / Cell(*cell, *setting).name for cell in (PP, PS)]
         traces = tuple(read_trace(trace_path(cell, task_id)) for cell in cells)
         if found := _moment(traces[1]):
             codes = [[turn.code for turn in trace.turns[: found[0] + 1]] for trace in traces]
-            pairs.append(Pair(split, task_id, traces, *found, codes[0] == codes[1]))
+            pairs.append(Pair(*setting, where.format(*setting), task_id, traces, *found, codes[0] == codes[1]))
     return sorted(pairs, key=lambda pair: (not pair.same, -pair.traces[0].score))
 
 
@@ -122,13 +126,14 @@ def the_idea(episodes: pd.DataFrame, folder: str | Path) -> style.Drawing:
         )
     pair, done, same = pairs[0], style.scored(episodes), sum(one.same for one in pairs)
     figure, data = draw_pair(pair)
+    twice = " (a task counts once for each cap)" * (len(setting_columns(episodes)) > 1)
     tasks = int((done[["model", "runtime"]] == list(PP)).all(axis=1).sum())
     caption = (
         "Two rollouts of the model trained on persistent traces, on the same task in both runtimes: real words, code "
         f"and output, cut at “…”. In turn {pair.missing + 1} the stateless runtime has lost the name `{pair.name}`. "
-        f"Chosen by rule: n = {tasks} tasks were scored in P→P; {len(pairs)} of them were finished there with a score "
-        f"of {MIN_SCORE} or more and met a missing binding in P→S, {same} after the same code in both; shown is the "
-        f"first with the highest score in P→P{' among these' if same else ''}."
+        f"Chosen by rule: n = {tasks} tasks were scored in P→P{twice}; {len(pairs)} of them were finished there with a "
+        f"score of {MIN_SCORE} or more and met a missing binding in P→S, {same} after the same code in both; shown is "
+        f"the first with the highest score in P→P{' among these' if same else ''}."
     )
     return style.Drawing(figure, data, caption)
 
@@ -139,7 +144,7 @@ def draw_pair(pair: Pair) -> tuple[Figure, pd.DataFrame]:
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set_axis_off()
     _write(ax, EDGE, 1.3, "One model, one task, two runtimes", fontsize=9, weight="bold")
-    told = f"trained on persistent traces · {pair.split} task {pair.task_id}"
+    told = f"trained on persistent traces · {pair.where} {pair.task_id}"
     _write(ax, EDGE, 2.4, told, fontsize=6.5, color=style.GREY)
 
     def both(y: float, index: int) -> float:
@@ -166,7 +171,7 @@ def draw_pair(pair: Pair) -> tuple[Figure, pd.DataFrame]:
         _write(ax, x + 1, y + 2.2, f"{ENDS[trace.finish_reason]} · {len(trace.turns)} turns · {tokens:,} tokens")
     figure.set_size_inches(style.WIDTH, (y + 3) * LINE / 72)
     ax.set(xlim=(0, PAGE), ylim=(y + 3, 0))
-    return figure, pd.DataFrame(lines, columns=["split", "task_id", "runtime", "turn", "part", "text"])
+    return figure, pd.DataFrame(lines, columns=[*TASK, "runtime", "turn", "part", "text"])
 
 
 def _told(turns: list[Turn]) -> list[tuple]:
@@ -198,7 +203,7 @@ def _turn(ax: Axes, y: float, pair: Pair, index: int, turn: Turn, runtime: str, 
             mark = {"fc": LOST if gone else style.COLOURS["persistent"], "alpha": 0.25}
             _box(ax, x + 0.8 + use.start(), y - 0.85, len(pair.name), 1, **mark)
         _write(ax, x + 0.8, y - 0.1 + 0.2 * (part == "output"), text, **looks[part])
-        lines.append((pair.split, pair.task_id, runtime, index + 1, part, text))
+        lines.append((pair.split, pair.cap, pair.task_id, runtime, index + 1, part, text))
     return y + 1.1
 
 

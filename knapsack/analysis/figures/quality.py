@@ -1,6 +1,6 @@
 """Figures of what the episodes came to: the matrix, cost against quality, paired differences, several runs."""
 
-import math
+from itertools import product
 
 import pandas as pd
 import seaborn
@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from knapsack.analysis.estimates import PP, PS, SP, SS, look_up, wide
 from knapsack.analysis.figures import style
 from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap
-from knapsack.analysis.metrics import RUNTIMES
+from knapsack.analysis.metrics import CELL, RUNTIMES, SETTING, cell_rows, setting_columns, setting_names, setting_rows
 from knapsack.analysis.statistics import LEVEL, MARGIN, equivalence
 from knapsack.runtime import KINDS
 
@@ -32,16 +32,16 @@ def numbers(values: list[float]) -> list[str]:
 
 
 def matrix(episodes: pd.DataFrame, estimates: pd.DataFrame, bootstrap: Bootstrap = BOOTSTRAP) -> style.Drawing:
-    """Training × runtime: mean normalized optimality and mean total tokens of every cell, per split."""
+    """Training × runtime: mean normalized optimality and mean total tokens of every cell, per split and cap."""
     played = episodes[episodes["model"] != "teacher"]
     counted = style.counts_text(played)
-    unscored = (played["status"] != "completed").groupby([played[name] for name in style.BY_SPLIT]).sum()
+    unscored = (played["status"] != "completed").groupby([played[name] for name in style.BY_SETTING]).sum()
     data = wide(estimates, ("score", "total_tokens")).query("model != 'teacher'").reset_index(drop=True)
-    data["unscored"] = unscored.loc[pd.MultiIndex.from_frame(data[style.BY_SPLIT])].to_numpy()
-    splits, models = data["split"].unique(), data["model"].unique()
+    data["unscored"] = unscored.loc[pd.MultiIndex.from_frame(data[style.BY_SETTING])].to_numpy()
+    names, models = setting_names(data), data["model"].unique()
     runtimes = [name for name in RUNTIMES if name in set(data["runtime"])]
     columns = 2 if len(runtimes) <= 2 else 1  # more cells would be too narrow side by side
-    rows = 2 * len(splits) // columns
+    rows, between = 2 * len(names) // columns, "\n" if columns == 2 and len(setting_columns(data)) > 1 else " "
     figure = Figure(figsize=(style.WIDTH, rows * (0.5 + 0.32 * len(models))), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     tokens = data["total_tokens"].clip(lower=1)
@@ -51,9 +51,9 @@ def matrix(episodes: pd.DataFrame, estimates: pd.DataFrame, bootstrap: Bootstrap
     }
     blank = False
     for index, ax in enumerate(axes.flat):
-        split, quantity, first = splits[index // 2], list(shown)[index % 2], index % columns == 0
+        setting, quantity, first = list(names)[index // 2], list(shown)[index % 2], index % columns == 0
         title, colour, norm = shown[quantity]
-        part = data[data["split"] == split]
+        part = setting_rows(data, setting)
         grid = part.pivot(index="model", columns="runtime", values=quantity).reindex(index=models, columns=runtimes)
         blank = blank or bool(grid.isna().any(axis=None))
         text = pd.DataFrame("", models, runtimes)
@@ -64,7 +64,11 @@ def matrix(episodes: pd.DataFrame, estimates: pd.DataFrame, bootstrap: Bootstrap
         font = {"fontsize": 6, "linespacing": 1.25, "color": "#111111"}
         seaborn.heatmap(grid, ax=ax, annot=text, fmt="", annot_kws=font, **look)
         last = index // columns == rows - 1
-        ax.set(title=f"{split}: {title}", xlabel="runtime" if last else "", ylabel="trained on" if first else "")
+        ax.set(
+            title=f"{names[setting]}:{between}{title}",
+            xlabel="runtime" if last else "",
+            ylabel="trained on" if first else "",
+        )
         ax.tick_params(length=0)
         ax.set_yticklabels([style.short(name) for name in models] if first else [], rotation=0)
         ax.set_xticklabels([name.replace("over-", "over-\n") for name in runtimes], rotation=0)
@@ -82,16 +86,17 @@ def cost_quality(episodes: pd.DataFrame, estimates: pd.DataFrame, bootstrap: Boo
     """
     counted = style.counts_text(episodes)
     data = wide(estimates, ("score", "total_tokens"))
-    splits, ring = data["split"].unique(), {"ms": 6, "mfc": "none", "zorder": 2}
+    names, ring = setting_names(data), {"ms": 6, "mfc": "none", "zorder": 2}
+    splits, caps = style.splits_and_caps(names)
     found = {cell: look | {"ms": 4.5, "zorder": 3} for cell, look in style.looks(style.cells_in(data)).items()}
     found |= {cell: look | ring for cell, look in found.items() if cell[0] == "teacher"}
     plotted = data.assign(**data[TOKENS].clip(lower=1))  # the axis is logarithmic
     figure = Figure(figsize=(style.WIDTH, 0.35 + 1.75 * len(splits)), layout="constrained")
-    axes = figure.subplots(len(splits), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    axes = figure.subplots(len(splits), len(caps), sharex=True, sharey=True, squeeze=False)
     arrows = 0
-    for ax, split in zip(axes, splits, strict=True):
+    for ax, setting in zip(axes.flat, product(splits, caps), strict=True):
         at = {}
-        for row in plotted[plotted["split"] == split].to_dict("records"):
+        for row in setting_rows(plotted, setting).to_dict("records"):
             cell = row["model"], row["runtime"]
             x, y = at[cell] = row["total_tokens"], row["score"]
             reach = {  # distances from the mean
@@ -105,11 +110,12 @@ def cost_quality(episodes: pd.DataFrame, estimates: pd.DataFrame, bootstrap: Boo
                 look |= {"arrowstyle": "-|>", "mutation_scale": 7, "connectionstyle": "arc3,rad=0.12"}
                 ax.annotate("", at[away], at[home], arrowprops=look, zorder=2.5)
                 arrows += 1
-        ax.set(title=split, xmargin=0.14, ylabel="normalized optimality")
+        ax.set(title=names.get(setting, ""), xmargin=0.14, ylabel="normalized optimality")
+        ax.label_outer()
         ax.grid(True, lw=0.4, color=style.PALE)
-    style.token_axis(axes[0], plotted[TOKENS].stack())
-    axes[0].set(ylim=(-0.09, 1.09), yticks=[0, 0.25, 0.5, 0.75, 1])
-    axes[-1].set(xlabel="total tokens an episode (log scale)")
+    style.token_axis(axes[0][0], plotted[TOKENS].stack(), len(caps) > 1)
+    axes[0][0].set(ylim=(-0.09, 1.09), yticks=[0, 0.25, 0.5, 0.75, 1])
+    axes[-1][-1].set_xlabel("total tokens an episode (log scale)", loc="center" if len(caps) == 1 else "right")
     style.cells_legend(figure, found, linestyle="none", mew=1)
     caption = (
         "Mean total tokens of an episode against mean normalized optimality, each with its "
@@ -121,12 +127,12 @@ def cost_quality(episodes: pd.DataFrame, estimates: pd.DataFrame, bootstrap: Boo
 
 
 def _home_and_away(done: pd.DataFrame) -> list[tuple[str, tuple, tuple]]:
-    """The comparisons of ``paired_differences`` that were played: (what, first cell, second cell), by split."""
-    have = set(zip(done["model"], done["runtime"], done["split"], strict=True))
+    """The comparisons of ``paired_differences`` that were played: (what, first cell, second cell), by setting."""
+    have = set(done[CELL].itertuples(index=False, name=None))
     models = [name for name in done["model"].unique() if name not in (*KINDS, "base", "teacher")]
     wanted = [("aligned cells", PP, SS), ("home − away", PP, PS), ("home − away", SS, SP)]
     wanted += [("runtimes", (model, "persistent"), (model, "stateless")) for model in models]
-    rows = [(what, (*a, split), (*b, split)) for split in done["split"].unique() for what, a, b in wanted]
+    rows = [(what, (*a, *setting), (*b, *setting)) for setting in setting_names(done) for what, a, b in wanted]
     return [row for row in rows if row[1] in have and row[2] in have]
 
 
@@ -138,16 +144,20 @@ def paired_differences(
     Below the dots are the mean with its 95 % interval (thin) and 90 % interval (thick), to be held against the margin
     of equivalence, and the verdict of ``equivalence``.
     """
-    done, strips = style.scored(episodes), []
+    done, strips, names = style.scored(episodes), [], setting_names(episodes)
     for what, *cells in _home_and_away(done):
-        sides = [done[(done[["model", "runtime", "split"]] == list(cell)).all(axis=1)] for cell in cells]
+        sides = [cell_rows(done, cell) for cell in cells]
         both = sides[0].merge(sides[1], on="task_id", suffixes=("_first", "_second"), validate="one_to_one")
         if both.empty:
             continue
-        both, (first, second), split = both.sort_values("task_id"), (cell[:2] for cell in cells), cells[0][2]
+        both, (first, second), setting = both.sort_values("task_id"), (cell[:2] for cell in cells), cells[0][2:]
         found = equivalence(both["score_first"], both["score_second"], margin, bootstrap)
-        known = look_up(estimates, "score difference", split, first, second)
-        row = {"split": split, "comparison": what, "first": "→".join(first), "second": "→".join(second)}
+        known = look_up(estimates, "score difference", setting, first, second)
+        row = dict(zip(SETTING, setting, strict=True)) | {
+            "comparison": what,
+            "first": "→".join(first),
+            "second": "→".join(second),
+        }
         row |= {"task_id": both["task_id"], "difference": both["score_first"] - both["score_second"]}
         row |= {"n": found.n, "mean": known.value, "low_95": known.low, "high_95": known.high}
         row |= {"low_90": found.low, "high_90": found.high, "margin": margin, "verdict": found.verdict}
@@ -155,7 +165,8 @@ def paired_differences(
     if not strips:
         raise style.NothingToShow("No two cells that could be compared by task were played.")
     found = style.looks(cell for strip in strips for cell in strip[:2])
-    figure = Figure(figsize=(style.WIDTH, 0.25 + 0.66 * len(strips)), layout="constrained")
+    height = 0.66 - 0.12 * (len(setting_columns(done)) > 1)  # else the figure is as long as a page
+    figure = Figure(figsize=(style.WIDTH, 0.25 + height * len(strips)), layout="constrained")
     axes = figure.subplots(len(strips), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for ax, (first, second, rows) in zip(axes, strips, strict=True):
         colour, row = style.INK if first[0] != second[0] else found[first]["color"], rows.iloc[0]
@@ -168,7 +179,7 @@ def paired_differences(
         ax.plot([row["low_95"], row["high_95"]], [-0.18] * 2, color=colour, lw=0.9)
         ax.plot([row["low_90"], row["high_90"]], [-0.18] * 2, color=colour, lw=2.6, solid_capstyle="butt")
         ax.plot(row["mean"], -0.18, "D", color=colour, mfc="white", ms=3.2, mew=0.9, zorder=5)
-        title = f"{row['split']}: {style.cell_label(*first)} − {style.cell_label(*second)}"
+        title = f"{names[row['split'], row['cap']]}: {style.cell_label(*first)} − {style.cell_label(*second)}"
         told = f"{row['mean']:+.2f}: {row['verdict']}".replace("-", "−")
         if len(title) + len(told) > 60:
             title, told = f"{title}\n{told}", ""
@@ -211,7 +222,8 @@ def seeds(
     data = data.sort_values("quantity", key=lambda names: names.map(shown.index), kind="stable", ignore_index=True)
     if data.empty:
         raise style.NothingToShow("No run has a scored episode to show.")
-    runs, splits, cells = list(values["run"].unique()), data["split"].unique(), style.cells_in(data)
+    runs, names, cells = list(values["run"].unique()), setting_names(data), style.cells_in(data)
+    splits, caps = style.splits_and_caps(names)
     groups = [*groups, *([run] for run in runs if not any(run in group for group in groups))]
     of = {run: number for number, group in enumerate(groups) for run in group}
     markers = {run: GROUP_MARKERS[number % len(GROUP_MARKERS)] for run, number in of.items()}
@@ -219,11 +231,15 @@ def seeds(
     plotted.loc[data["quantity"] == "total_tokens", interval] = data[interval].clip(lower=1)  # the axis is logarithmic
     rows = data["run"].map(runs.index) - (len(runs) - 1) / 2
     plotted["y"] = [cells.index(cell) for cell in zip(data["model"], data["runtime"], strict=True)] + rows * step
-    figure = Figure(figsize=(style.WIDTH, 0.9 + 2 * len(cells) * (0.1 + 0.05 * len(runs))), layout="constrained")
-    axes = style.split_axes(figure, len(SHOWN), splits, sharey=True, sharex="row")
-    for row, quantity in enumerate(SHOWN):
+    height = 0.9 + 2 * len(caps) * len(cells) * (0.1 + 0.05 * len(runs))
+    figure = Figure(figsize=(style.WIDTH, height), layout="constrained")
+    axes = figure.subplots(len(SHOWN) * len(caps), len(splits), squeeze=False, sharey=True, sharex="row")
+    tokens = plotted.loc[data["quantity"] == "total_tokens", interval].stack()
+    for row, (quantity, cap) in enumerate(product(SHOWN, caps)):
         for ax, split in zip(axes[row], splits, strict=True):
-            part = plotted[(data["quantity"] == quantity) & (data["split"] == split)]
+            part = setting_rows(plotted[data["quantity"] == quantity], (split, cap))
+            if row == 0 or len(caps) > 1:
+                ax.set_title(names.get((split, cap), ""))
             for one in part.to_dict("records"):
                 look = {**found[one["model"], one["runtime"]], "clip_on": False, "zorder": 3}
                 look |= {"marker": markers[one["run"]], "linestyle": "-", "ms": 2.8, "mew": 0.7, "lw": 0.8}
@@ -236,24 +252,25 @@ def seeds(
             for border in range(1, len(cells)):
                 ax.axhline(border - 0.5, color=style.PALE, lw=0.4, zorder=1)
             ax.tick_params(axis="y", length=0)
-        axes[row][-1].set_xlabel(SHOWN[quantity], loc="right")
-    names = [style.cell_label(*cell) for cell in cells]
-    names = [name if len(name) <= LONG else name.replace("→", "→\n") for name in names]
-    axes[0][0].set(ylim=(len(cells) - 0.5, -0.5), yticks=range(len(cells)), yticklabels=names)
-    axes[0][0].set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
-    tokens = plotted.loc[data["quantity"] == "total_tokens", interval].stack()
-    decades = math.log10(tokens.max() / tokens.min())
-    style.token_axis(axes[1][0], tokens, (1,) if decades > 2 else (1, 3) if decades > 0.9 else (1, 2, 5))
+        if quantity == "score":
+            axes[row][0].set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
+        else:
+            style.token_axis(axes[row][0], tokens, narrow=True)
+        if cap == caps[-1]:
+            axes[row][-1].set_xlabel(SHOWN[quantity], loc="right")
+    labels = [style.cell_label(*cell) for cell in cells]
+    labels = [label if len(label) <= LONG else label.replace("→", "→\n") for label in labels]
+    axes[0][0].set(ylim=(len(cells) - 0.5, -0.5), yticks=range(len(cells)), yticklabels=labels)
     if len(groups) > 1:
         look, handles = {"color": style.GREY, "lw": 0, "ms": 3}, []
         for group in groups:
             label = ", ".join(map(style.short, group[:3])) + ", …" * (len(group) > 3)
             handles.append(Line2D([], [], marker=markers[group[0]], label=label, **look))
         style.legend_above(figure, handles)
-    counts = (f"{style.span(data.loc[data['split'] == split, 'n'])} {split}" for split in splits)
     pooled = " A grey line is the mean of runs that differ in seeds alone." if max(map(len, groups)) > 1 else ""
     caption = (
         f"Means of the runs {', '.join(runs)}, from top to bottom in each cell, each with its "
-        f"{style.interval_text(bootstrap)}.{pooled} {' '.join(told)} n = {', '.join(counts)} episodes a cell."
+        f"{style.interval_text(bootstrap)}.{pooled} {' '.join(told)} "
+        f"n = {style.sizes_text(data.set_index(SETTING)['n'])}."
     )
     return style.Drawing(figure, data, caption.replace("  ", " "))

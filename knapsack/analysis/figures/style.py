@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from knapsack.analysis.intervals import CONFIDENCE, METHOD, Bootstrap
-from knapsack.analysis.metrics import RUNTIMES, SHORT, completed
+from knapsack.analysis.metrics import RUNTIMES, SETTING, SHORT, completed
 
 WIDTH = 3.35  # inches; 8.5 cm
 SMALLEST = 6.0  # points
@@ -30,7 +30,7 @@ SHORTEST = SHORT | {"carry-over": "C", "carry-over-announced": "C+"}
 LONGEST = 14  # characters of a model's name in a figure; its data has the whole name
 MARKERS = dict(zip(RUNTIMES, "os^D", strict=True))
 LINES = dict(zip(RUNTIMES, ("-", (0, (3, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (1, 1.2))), strict=True))
-BY_SPLIT = ["split", "model", "runtime"]  # the first columns of a figure's data
+BY_SETTING = [*SETTING, "model", "runtime"]  # the first columns of a figure's data
 INK, GREY, PALE = "#222222", "#666666", "#DDDDDD"
 
 Looks = dict[str, tuple[str, str, str]]  # label, colour and hatch of each part of a stack, from its bottom
@@ -127,22 +127,30 @@ def interval_text(bootstrap: Bootstrap) -> str:
 def counts_text(episodes: pd.DataFrame) -> str:
     """How many episodes of a cell were scored, per split, and how many were not in all."""
     done = scored(episodes)
-    sizes = done.groupby(BY_SPLIT, sort=False).size()
-    parts = [f"{span(sizes[split])} {split}" for split in done["split"].unique()]
-    return f"n = {', '.join(parts)} episodes a cell; unscored: {len(episodes) - len(done)}."
+    return f"n = {sizes_text(done.groupby(BY_SETTING, sort=False).size())}; unscored: {len(episodes) - len(done)}."
 
 
-def split_axes(figure: Figure, rows: int, splits: Iterable[str], **settings):
-    """Axes of shape (rows, splits), titled with the splits."""
-    axes = figure.subplots(rows, len(splits), squeeze=False, **settings)
-    for ax, split in zip(axes[0], splits, strict=True):
-        ax.set_title(split)
-    return axes
+def sizes_text(sizes: pd.Series) -> str:
+    """Numbers by SETTING (their index), per split: "4 easy, 2–4 hard episodes a cell", with the caps if several."""
+    splits, caps = (sizes.index.get_level_values(name).unique() for name in SETTING)
+    parts = [f"{span(sizes.xs(split, level='split'))} {split}" for split in splits]
+    told = f" under each cap ({', '.join(map(str, caps))})" * (len(caps) > 1)
+    return f"{', '.join(parts)} episodes a cell{told}"
 
 
-def token_axis(ax: Axes, ends: pd.Series, subs: tuple[int, ...] = (1, 2, 5)) -> None:
-    """A log axis of tokens, labelled at ``subs`` of every decade: 500, 2k, 2.5k. ``ends``: all that it must hold."""
+def splits_and_caps(names: Iterable[tuple[str, int]]) -> tuple[list[str], list[int]]:
+    """The rows and columns of a grid of all (split, cap)."""
+    splits, caps = zip(*names, strict=True)
+    return list(dict.fromkeys(splits)), sorted(set(caps))
+
+
+def token_axis(ax: Axes, ends: pd.Series, narrow: bool = False) -> None:
+    """A log axis of tokens, labelled as 500, 2k, 5k, or more sparsely on a ``narrow`` one. ``ends``: all that it must
+    hold."""
+    decades = math.log10(ends.max() / ends.min())
+    subs = (1, 2, 5) if not narrow or decades <= 0.9 else (1,) if decades > 2 else (1, 3)
     ax.set(xscale="log")
+    ax.update_datalim([(end, 0) for end in (ends.min(), ends.max())], updatey=False)
     if ends.max() < 2 * ends.min():  # too near for a tick between them
         ax.set(xlim=(ends.min() / 1.8, ends.max() * 1.8))
     ax.xaxis.set_major_locator(ticker.LogLocator(subs=subs))
