@@ -302,9 +302,7 @@ def _play_teacher(job: Job, plays: Iterator[tuple[str, Generator]], check: Calla
 
     settings, tokenizer = job.settings, models.load_tokenizer(job.settings.base)
     for each, (_, play) in zip(job.episodes, plays, strict=True):
-        planned = min(
-            each.cell.cap, MAX_TOOL_CALLS
-        )  # the same decisions, and so the same ceiling, under every slack cap
+        planned = min(each.cell.cap, MAX_TOOL_CALLS)  # the same decisions, and so the same ceiling, at a slack cap
         agent.run_alone(play, RuleTeacher(each.task, each.cell.runtime, settings.seed, tokenizer, planned))
 
 
