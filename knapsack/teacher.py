@@ -41,6 +41,7 @@ CAPPED = ("Too many calls in one turn. I use a smaller batch.", "That was over t
 RESTORED = ("I bind the records again.", "I restore the records first.", "I write the records again.")
 LOST = ("{name} is gone. I run all my code again.", "{name} is not defined here. I run all of it again.")
 WRONG = ("That was wrong. I correct it.", "A mistake. I write it again.")
+SENTENCES = OPENING + MORE + ACT + AGAIN + DONE + CAPPED + RESTORED + LOST + WRONG
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def of_cell(episodes: pd.DataFrame, cell: tuple, quantity: str, bootstrap: Boots
 def contrast(
     episodes: pd.DataFrame, quantity: str, first: tuple, second: tuple, bootstrap: Bootstrap = BOOTSTRAP
 ) -> Estimate:
-    """"<quantity> difference" or "<quantity> ratio" of two cells (model, runtime, split, cap)."""
+    """ "<quantity> difference" or "<quantity> ratio" of two cells (model, runtime, split, cap)."""
     name, how = quantity.split(" ")
     pair = matched(episodes, (first, second), SHARES.get(name, name))
     if how == "ratio":

@@ -5,6 +5,7 @@ is shipped in ``nano/base/``. Its sizes are ours, chosen to fit two cores; nothi
 """
 
 import math
+import re
 from collections.abc import Iterable
 
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from knapsack.chat_template import TEMPLATES
 from knapsack.tasks import pool_id
+from knapsack.teacher import SENTENCES
 
 POOL = 1024  # ids that are one token each (KnapsackConfig.nano_easy)
 NUMBERS = 501  # whole numbers that are one token each
@@ -24,22 +26,29 @@ MEMORY, COPY, RECENCY, SHARPNESS = 2.0, 8.0, 2.0, 4.0
 # Words that become one token if the vocabulary has them; anything else falls back to bytes. Names and numbers are
 # one token wherever they stand, so that copying them is looking them up; a record such as
 # 'item_0e079ed4666f': (7, 94, 'C') is four. What stands between names (brackets, quotes, spaces, a line's end with the
-# next line's indentation) is joined, words of sentences and Python's own take the space before them along.
+# next line's indentation) is joined, words of sentences and Python's own take the space before them along, and the
+# writer's sentences and a few pieces of code and of observations are one token each: the fewer tokens, the farther back
+# four of them reach.
 SPACED = """
-a again all and an as at away before by calls code correct else for from gone here I if in is it lambda lost many
-more my need never next no not now of off on once or over restore run shows so some stay that the there these this to
-too turn turns up was what which with write wrong are bound after each between per At most use smaller act want reading
-defined only highest refused
+a again all and an as at away before by calls code correct else for from gone here I if is it lambda lost many more my
+need never next no not now of off on once or over restore run shows so some stay that the there these this to too turn
+turns up was what which with write wrong are bound after each between per At most use smaller act want reading defined
+only highest refused
 """
 PIECE = r"(?:[^\w\s'\\]|'(?!item_|[A-Z]'))"
-WORDS = (
-    r"'item_[0-9a-f]{12}': \(|(?<=': \()\d{1,3}, (?=\d)|\d{1,3}, (?=')|'[A-Z]'\)(?:, |\})|'[A-Z]'(?:, |\])?|\d{1,3}"
-    r'|\{"output": "|", "error": (?:null, "runtime_state": \{"runtime": )?"|", "runtime_state": \{"runtime": "'
-    r'|", "active_globals": \["?|"?\], "last_step_globals": \["?'
-    r"|\n?```(?:python\n)?|\\n"
-    + f"| (?:{'|'.join(sorted(SPACED.split()))})\\b"
-    + r"|(?:for|if|def|import|in|not) (?=[a-z])|[A-Za-z_]+"
-    + rf"| ?{PIECE}{{1,6}}(?:\n *| )?|\n *| "
+_SAID = {part for sentence in SENTENCES for part in re.split(r"\{\w+\}", sentence) if len(part) > 8}
+WORDS = "|".join(
+    (
+        r"'item_[0-9a-f]{12}': \(|(?<=': \()\d{1,3}, (?=\d)|\d{1,3}, (?=')|'[A-Z]'\)(?:, |\})|'[A-Z]'(?:, |\])?|\d{1,3}",
+        *(re.escape(part) for part in sorted(_SAID, key=len, reverse=True)),
+        r'\{"output": "|", "error": (?:null, "runtime_state": \{"runtime": )?"|", "runtime_state": \{"runtime": "',
+        r'", "active_globals": \["?|"?\], "last_step_globals": \["?|NameError: name \'|\' is not defined',
+        r" = json\.loads\(|json\.loads\(|\]\[\d\](?: [-+*/] )?| in (?=[a-z])",
+        r"\n?```(?:python\n)?|\\n",
+        f" (?:{'|'.join(sorted(SPACED.split()))})\\b",
+        r"(?:for|if|def|import|not) (?=[a-z])|[A-Za-z_]+",
+        rf" ?{PIECE}{{1,6}}(?:\n *| )?|\n *| ",
+    )
 )
 
 

@@ -63,7 +63,7 @@ def _played(model, style: Kind, kind: Kind, worlds: int, pool) -> dict:
         run_alone(curriculum.play(world, style, pool, 30), partial(curriculum.answer, writer))
         right[seed], written[seed] = sorted(world.acted), _writer(int(seed), style)
     run_batched(((seed, _continued(*pair, kind, pool)) for seed, pair in written.items()), model, ended.__setitem__)
-    return {"style": style, "runtime": kind, **_told(written, ended, right)}
+    return {"style": style, "runtime": kind, "worlds": worlds, **_told(written, ended, right)}
 
 
 def _told(written: dict, ended: dict, right: dict) -> dict:
@@ -90,9 +90,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for row in probe(arguments.base, arguments.adapter, arguments.worlds):
         print(
-            ", ".join(
-                f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
-            )
+            *(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items())
         )
 
 

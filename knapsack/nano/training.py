@@ -164,42 +164,55 @@ record of that run.
 **It has seen** {rows:,} exercises ({row_tokens:,} tokens, trained on for {tokens:,} padded tokens, loss on the
 assistant's tokens only):
 
-- {toys:.0%} toy episodes in eight small worlds (boxes, plants, books, …), each really executed: read some things
-  through a tool, then act on those of a letter, on the largest, or on those above a threshold. Half are written in
-  the persistent and half in the stateless style, half run in either runtime, drawn independently; after a missing
-  name the writer goes on in self-contained blocks.
-- {copies:.0%} copying: restate a record of up to 60 entries and a few named numbers from the last observation, read
-  named numbers out of a sentence, repeat random words.
+- {toys:.0%} toy episodes, each really executed: read things through a tool up to a limit, then act on some of them.
+  What tools, things, fields, constants, variables and helpers are called is drawn anew for each from {words} words;
+  goals sort by one of {orders} keys, filter, fill a room, or meet refusals. The persistent and the stateless style of
+  `knapsack.teacher.Writer`, each in either runtime. A persistent writer whose names are gone runs all of its code
+  again; after the cap on tool calls a smaller batch follows; mistakes are read, not imitated, and corrected.
+- {replays:.0%} replays of random code: all that ran and the block that failed, written again in one.
+- {copies:.0%} copying: restate a record of up to 60 entries and a few numbers from the last observation.
 
-**It has not seen** an Opaque Knapsack episode or any part of one, nor the tools `inspect` and `take_item` in use. Its
+**It has not seen** Opaque Knapsack: no episode of it, no order by a ratio, no world with both a capacity and refused
+classes. Its words (`inspect`, `take_item`, `capacity`, …) are among the {words}, so they occur in any role. The
 vocabulary was collected from toy episodes, the prompts, and 60 tasks solved by the rule-based teacher, so that common
-words are one token each; single words of it occur in the random-word exercises.
+words are one token each.
 
-**Its first two layers did not start from random weights** but from a structure that leans to copying
+**The attention of its first two layers did not start from random weights** but from a structure that copies
 (`knapsack.nano.model.start_copying`); all weights were trained on from there.
 
-On held-out exercises its first choice is right for {toy_accuracy:.1%} of the tokens of toy episodes, where many
-choices are free (wording, names, batch sizes), and for {copy_accuracy:.1%} of the tokens of copy exercises.
+On held-out exercises its first choice is right for {accuracies}.
+
+**The probe** (`python -m knapsack.nano.probe`) lets it play {worlds} worlds per line whose words occur in no exercise,
+half of them with a goal that none has. The writer gives the first reply, which sets the style; the rest is the model's.
+
+{probe_table}
 """
 
 
 def write_card(folder: Path) -> None:
     """Write ``README.md`` beside the model from its ``training.json``."""
     record = read_json(folder / "training.json")
-    accuracies, last, toys = (
-        record["first_choice_accuracy_held_out"],
-        record["history"][-1],
-        record["arguments"]["toys"],
-    )
+    last, arguments = record["history"][-1], record["arguments"]
+    table = "| style | runtime | worlds reached | episodes with a lost name | of these reached | malformed replies |\n"
+    table += "|---|---|---:|---:|---:|---:|\n"
+    for row in record["probe"]:
+        regained = "" if row["regained"] is None else f"{row['regained']:.0%}"
+        table += f"| {row['style']} | {row['runtime']} | {row['reached']:.0%} | {row['lost']} | {regained} "
+        table += f"| {row['malformed']:.1%} |\n"
+    right = [f"{share:.1%} of the tokens of {name}" for name, share in record["first_choice_accuracy_held_out"].items()]
     text = CARD.format(
-        **record,
+        **{name: record[name] for name in ("parameters", "vocabulary", "command", "rows", "row_tokens")},
         minutes=last["seconds"] / 60,
         tokens=last["tokens"],
         cores=record["machine"]["cores"],
-        toys=toys,
-        copies=1 - toys,
-        toy_accuracy=accuracies["toy episodes"],
-        copy_accuracy=accuracies["copy exercises"],
+        toys=arguments["toys"],
+        replays=arguments["replays"],
+        copies=1 - arguments["toys"] - arguments["replays"],
+        words=len(curriculum.PRACTISED),
+        orders=len(curriculum.ORDERS),
+        accuracies=", ".join(right),
+        worlds=record["probe"][0]["worlds"],
+        probe_table=table.rstrip(),
     )
     write_text(folder / "README.md", text)
 
@@ -207,8 +220,8 @@ def write_card(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "base")
-    parser.add_argument("--tokens", type=float, default=4.5e6, help="padded tokens to train on")
-    parser.add_argument("--exercises", type=int, default=6200)
+    parser.add_argument("--tokens", type=float, default=3.6e6, help="padded tokens to train on")
+    parser.add_argument("--exercises", type=int, default=5200)
     parser.add_argument("--toys", type=float, default=0.6, help="share of toy episodes among the exercises")
     parser.add_argument("--replays", type=float, default=0.2, help="share of replays of random code")
     parser.add_argument("--batch-tokens", type=int, default=1536)

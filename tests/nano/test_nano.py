@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from knapsack import prompts
 from knapsack.nano import curriculum, training
 from knapsack.nano import model as nano
 from knapsack.runs import find_base
-from knapsack.runtime import interpreter_pool
+from knapsack.runtime import KINDS, Observation, interpreter_pool
 from knapsack.tasks import pool_id
 
 
@@ -56,25 +57,55 @@ def test_chat_template_is_the_rendering_that_is_trained_on(tokenizer):
         assert tokenizer.decode(prompts.render(messages, tokenizer, reply_follows).input_ids) == text
 
 
-def test_toy_episodes_finish_in_every_style_and_never_use_the_knapsack_tools(toys):
-    text = "\n".join(message["content"] for messages, _, _ in toys for message in messages)
-    assert "finish()" in text and len({(style, kind) for _, style, kind in toys}) == 4
-    assert not any(word in text for word in ("take_item", "inspect", "capacity", "Knapsack", "PermissionError"))
+def test_toy_episodes_come_in_every_style_and_runtime_and_most_reach_their_goal(toys):
+    assert len({(style, kind) for _, style, kind in toys}) == 4
+    assert sum("finish()" in messages[-1]["content"] for messages, _, _ in toys) > 0.7 * len(toys)
 
 
-def test_only_the_persistent_style_in_a_stateless_runtime_meets_missing_names(toys):
-    for messages, style, kind in toys:
-        missing = any("NameError" in message["content"] for message in messages)
-        turns = sum(message["role"] == "assistant" for message in messages)
-        assert missing == (style == "persistent" and kind == "stateless") or turns <= 2
+def test_no_toy_world_is_opaque_knapsack():
+    for seed in range(300):
+        world = curriculum.toy(seed)[0].world
+        assert " / " not in world.order and not (world.room and world.refuses)
 
 
-def test_copy_exercises_are_drawn_from_their_seed():
-    words = ["alpha", " beta", "gamma", "delta", "eta", "zeta", "theta", "iota"]
-    for seed in range(40):
-        messages = curriculum.copy_exercise(seed, words)
-        assert all(message["role"] in ("user", "assistant") and message["content"] for message in messages)
-        assert messages == curriculum.copy_exercise(seed, words)
+def test_only_the_persistent_style_in_a_stateless_runtime_runs_its_code_again(toys):
+    again = re.compile(r"I run (all my code|all of it) again")
+    found = {
+        (style, kind): sum(bool(again.search(message["content"])) for messages in side for message in messages)
+        for style in KINDS
+        for kind in KINDS
+        for side in [[messages for messages, *regime in toys if regime == [style, kind]]]
+    }
+    assert found.pop(("persistent", "stateless")) and not any(found.values())
+
+
+def test_a_replay_holds_all_that_ran_and_the_block_that_failed():
+    for seed in range(30):
+        blocks = [
+            re.search(r"```python\n(.*?)```", message["content"], re.DOTALL)[1]
+            for message in curriculum.replay_exercise(seed)
+            if message["role"] == "assistant"
+        ]
+        ran = blocks[0]
+        for failed, again in zip(blocks[1::2], blocks[2::2], strict=True):
+            assert again == ran + failed
+            ran = again
+
+
+def test_exercises_are_drawn_from_their_seed():
+    for seed in range(20):
+        for exercise in (curriculum.copy_exercise, curriculum.replay_exercise):
+            assert exercise(seed) == exercise(seed)
+
+
+def test_mistakes_and_names_that_a_writer_invents_are_read_but_not_imitated(tokenizer):
+    names = set(tokenizer.convert_tokens_to_ids(list(curriculum.WORDS)))
+    messages = curriculum.replay_exercise(3)
+    ((ids, labels),) = training.make_rows(tokenizer, [messages], 1)
+    told = tokenizer.decode(labels[labels != -100])
+    assert "I go on." not in told and "again" in told
+    for place in (labels != -100).nonzero()[:, 0].tolist():
+        assert int(ids[place]) not in names or ids[place] in ids[:place]
 
 
 def test_the_structured_start_copies_before_any_training(tokenizer):
@@ -84,11 +115,11 @@ def test_the_structured_start_copies_before_any_training(tokenizer):
     ids = plain(tokenizer, text)
     with torch.no_grad():
         choice = nano.new_model(tokenizer, 0)(torch.tensor([ids + ids])).logits[0, len(ids) + 3 : -1].argmax(-1)
-    assert (choice == torch.tensor(ids[4:])).float().mean() > 0.4
+    assert (choice == torch.tensor(ids[4:])).float().mean() > 0.9
 
 
 def test_training_lowers_the_loss(tokenizer):
-    rows = training.make_rows(tokenizer, ["alpha", " beta", "gamma", "delta", "eta", "zeta"], 0, 4, 0.0, None)
+    rows = training.make_rows(tokenizer, map(curriculum.copy_exercise, range(4)), 4)
     model = nano.new_model(tokenizer, 0)
     before = training.loss_of(model, rows).item()
     training.train(model, rows, 2000, batch_tokens=400, rate=5e-3, seed=0, save=lambda: None)
@@ -111,9 +142,9 @@ def test_the_shipped_base_copies_a_long_record_exactly(tokenizer):
         pool_id(k): (source.randint(5, 50), source.randint(10, 500), source.choice("ABC"))
         for k in source.sample(range(1024), 40)
     }
-    shown = json.dumps({"output": f"have 40\nseen = {records}\n", "error": None})
-    written = f"Have 40. I restore all.\n```python\nseen = {records}\n```"
-    messages = [{"role": "user", "content": shown}, {"role": "assistant", "content": written}]
+    shown = prompts.observation_message(Observation(f"read 40 open 0\nseen = {records}\n"), "stateless")
+    written = f"Result: read 40 open 0. I restore the records first.\n```python\nseen = {records}\n```"
+    messages = [shown, {"role": "assistant", "content": written}]
     rendered = prompts.render(messages, tokenizer)
     with torch.no_grad():
         choice = model(torch.tensor([rendered.input_ids])).logits[0, :-1].argmax(-1)

@@ -100,7 +100,7 @@ def scored(episodes: pd.DataFrame) -> pd.DataFrame:
 
 
 def span(numbers: Iterable[int]) -> str:
-    """"4" for equal numbers, else "2–4"."""
+    """ "4" for equal numbers, else "2–4"."""
     numbers = list(numbers)
     return f"{min(numbers)}" if min(numbers) == max(numbers) else f"{min(numbers)}–{max(numbers)}"
 
