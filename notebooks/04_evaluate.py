@@ -39,12 +39,12 @@ server: str = ""  # address that serves the models of this run by name; "": this
 max_total_tokens: int = 0  # spending on endpoints after which the run stops; 0: no limit
 temperature: float = 0.2  # of sampling; 0 is greedy
 max_new_tokens: int = 512  # tokens a reply may have
-context_length: int = 3328  # tokens a conversation may have; a longer one ends the episode, which is scored
+context_length: int = 4096  # tokens a conversation may have; a longer one ends the episode, which is scored
 max_turns: int = 20  # replies an episode may have
 caps: list[int] = [25, 80]  # tool calls a turn may make: 25 is the paper's, a binding one; 80 a slack one
 prompt_detail: str = "compact"  # "compact" or "full" prompts, as in the training traces
 engine: str = "monty"  # who runs the code: "monty", or "cpython" in a container
-slots: int = 50  # conversations answered at once by one process
+slots: int = 8  # conversations answered at once by one process
 processes: int = 2  # processes that each play one cell
 
 # %%

@@ -39,7 +39,8 @@ PIECE = r"(?:[^\w\s'\\]|'(?!item_|[A-Z]'))"
 _SAID = {part for sentence in SENTENCES for part in re.split(r"\{\w+\}", sentence) if len(part) > 8}
 WORDS = "|".join(
     (
-        r"'item_[0-9a-f]{12}': \(|(?<=': \()\d{1,3}, (?=\d)|\d{1,3}, (?=')|'[A-Z]'\)(?:, |\})|'[A-Z]'(?:, |\])?|\d{1,3}",
+        r"'item_[0-9a-f]{12}': \(|(?<=': \()\d{1,3}, (?=\d)|\d{1,3}, (?=')",
+        r"'[A-Z]'\)(?:, |\})|'[A-Z]'(?:, |\])?|\d{1,3}",
         *(re.escape(part) for part in sorted(_SAID, key=len, reverse=True)),
         r'\{"output": "|", "error": (?:null, "runtime_state": \{"runtime": )?"|", "runtime_state": \{"runtime": "',
         r'", "active_globals": \["?|"?\], "last_step_globals": \["?|NameError: name \'|\' is not defined',
