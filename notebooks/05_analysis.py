@@ -281,13 +281,10 @@ if more_runs:
 # under the tight cap than under the slack one, on the same tasks.
 
 # %%
-judged, each = (found, tests, equal), {}
+judged = found
 if beside.trainings:
-    over, means = crossed.crossed_table(beside.episodes, found, bootstrap), crossed.task_means(beside.episodes)
-    judged = over, statistics.tests_table(means, over), statistics.equivalence_table(means, margin, bootstrap)
-    own = beside.estimates
-    each = {seed: own[own["run"] == name] for name, seed in beside.trainings.items()}
-table = claims.claims_table(*judged, each)
+    judged, tests, equal = crossed.over_trainings(beside.episodes, found, margin, bootstrap)
+table = claims.claims_table(judged, tests, equal, beside.trainings)
 display(Markdown(claims.summary(table)))
 show("claims", claims.claims_shown(table), table)
 
@@ -296,7 +293,7 @@ show("claims", claims.claims_shown(table), table)
 # training.
 
 # %%
-display(Markdown(reasons.explained(table, episodes, judged[2], causes)))
+display(Markdown(reasons.explained(table, episodes, equal, causes)))
 
 # %% [markdown]
 # What no number above can say:

@@ -47,6 +47,10 @@ COLUMNS = ["claim", "version", *SETTING, "unit", "paper", "n", "estimate", "low"
 COLUMNS += ["trainings", "least", "most"]  # seeds of the trainings that a row rests on, if several, and its range
 UNITS = {"points": (100, 1, " points"), "share": (100, 0, " %"), "ratio": (1, 2, " ×"), "D": (1, 2, "")}  # how to show
 ONE_TRAINING = "All of it is about the one training of each model in this run: another may give other verdicts."
+MOVES = (
+    "But for the training traces, they rest on {} trainings of each model (seeds {}); from one of these to another, a "
+    "claim's score or difference of scores moves by up to {} points."
+)
 ACROSS = (
     "But for the training traces, all of it rests on {} trainings of each model (seeds {}): estimates are means over "
     "trainings and tasks, with percentile intervals of a crossed bootstrap that resamples both; n counts tasks; "
@@ -242,7 +246,7 @@ def _judged(
 def claims_shown(table: pd.DataFrame) -> tables.Table:
     """``claims_table`` as text, the claim named once for all its splits and caps."""
     said = {claim.text: SAID.get(claim.rule, "") for claim in CLAIMS}
-    rows, before, seeds = [], None, [seeds for seeds in table["trainings"].unique() if seeds]
+    rows, before, seeds = [], None, table["trainings"].max()
     for row in table.to_dict("records"):
         factor, digits, sign = UNITS[row["unit"]]
         value, low, high = (row[name] for name in ("estimate", "low", "high"))
@@ -257,7 +261,7 @@ def claims_shown(table: pd.DataFrame) -> tables.Table:
             {"claim": f"{row['claim']} ({row['version']})" if first else "", "split": row["split"]}
             | {"cap": str(row["cap"] or ""), "paper": paper}
             | {"here [95 %]": here.replace(" [", f"{sign} [") if here else ""}
-            | ({"over trainings": ends if row["trainings"] else ""} if len(seeds) else {})
+            | ({"over trainings": ends if row["trainings"] else ""} if seeds else {})
             | {"n": tables.number(row["n"])}
             | {"verdict": verdict, "why": row["reason"]}
         )
@@ -266,14 +270,18 @@ def claims_shown(table: pd.DataFrame) -> tables.Table:
         "intervals, and a verdict by rule. v1's claims are judged at the slackest cap on tool calls that was played, "
         "v3's at its own. Scores and their differences are in points of 100. "
     )
-    caption += ACROSS.format(seeds[0].count(",") + 1, seeds[0]) if seeds else ONE_TRAINING
+    caption += ACROSS.format(seeds.count(",") + 1, seeds) if seeds else ONE_TRAINING
     return tables.Table(pd.DataFrame(rows), caption)
 
 
 def summary(table: pd.DataFrame) -> str:
-    """How many of the claims came out how, in a sentence."""
+    """How many of the claims came out how, on how many trainings that rests, and how far these lie apart."""
     counts = table["verdict"].value_counts().reindex([REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE], fill_value=0)
     sized = int((table["size"] == IN_SIZE).sum())
     told = [f"{count} {'is' if count == 1 else 'are'} {name}" for name, count in counts.items()]
     told[0] += f" ({sized} in size too)" if sized else ""
-    return f"Of {len(table)} claims, each on one split under one cap or on the training traces, {tables.listed(told)}."
+    said = f"Of {len(table)} claims, each on one split under one cap or on the training traces, {tables.listed(told)}. "
+    if not (seeds := table["trainings"].max()):
+        return said + ONE_TRAINING
+    apart = 100 * (table["most"] - table["least"])[table["unit"] == "points"].max()
+    return said + MOVES.format(seeds.count(",") + 1, seeds, tables.number(apart, 1))

@@ -17,6 +17,7 @@ import pandas as pd
 from knapsack.analysis.estimates import COLUMNS, DIFFERENCES, PP, PS, SHARES, SP, SS, TRAINING, Estimate
 from knapsack.analysis.intervals import BOOTSTRAP, CONFIDENCE, NO_INTERVAL, NO_SPREAD, Bootstrap
 from knapsack.analysis.metrics import CELL, NUMBERS, completed, setting_rows
+from knapsack.analysis.statistics import MARGIN, equivalence_table, tests_table
 
 INTERACTION = (1, -1, -1, 1)  # of PP, PS, SP and SS
 
@@ -92,3 +93,11 @@ def crossed_table(episodes: pd.DataFrame, estimates: pd.DataFrame, bootstrap: Bo
         found = Estimate(values.shape[2], *crossed_interval(values, weights, bootstrap))
         rows.append((quantity, split, cap, first, second, *found))
     return pd.concat([pd.DataFrame(rows, columns=COLUMNS), setting_rows(estimates, TRAINING)], ignore_index=True)
+
+
+def over_trainings(
+    episodes: pd.DataFrame, estimates: pd.DataFrame, margin: float = MARGIN, bootstrap: Bootstrap = BOOTSTRAP
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """What ``claims.claims_table`` takes: ``crossed_table``, and the tests and equivalence of ``task_means``."""
+    found, means = crossed_table(episodes, estimates, bootstrap), task_means(episodes)
+    return found, tests_table(means, found), equivalence_table(means, margin, bootstrap)

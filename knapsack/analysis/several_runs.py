@@ -84,14 +84,14 @@ class SideBySide:
     """``sentence``, Markdown, says what varies between the runs. ``tables`` by file name: ``several_runs`` (how each
     was made) and ``several_contrasts`` (a column per run, and over runs); ``estimates``: those of all runs, with a
     column ``run``. None of these for a single run. ``groups`` are the runs that were pooled, ``told`` says in what they
-    differ. ``trainings`` are those on which claims rest, with their ``episodes``."""
+    differ. ``trainings``: the estimates of those on which claims rest, by seed, and their ``episodes``."""
 
     sentence: str
     tables: dict[str, Table]
     estimates: pd.DataFrame
     groups: list[list[str]]
     told: list[str]
-    trainings: dict[str, str]
+    trainings: dict[str, pd.DataFrame]
     episodes: pd.DataFrame
 
     @property
@@ -119,7 +119,7 @@ def side_by_side(folders: list[str | Path], bootstrap: Bootstrap = BOOTSTRAP) ->
         estimates,
         [pool.members] if pool.members else [],
         [_differing(manifests, pool)] if len(pool.members) > 1 else [],
-        trained,
+        {seed: estimates[estimates["run"] == run] for run, seed in trained.items()},
         episodes[episodes["run"].isin(trained)],
     )
 

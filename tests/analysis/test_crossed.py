@@ -34,17 +34,15 @@ def over(*trainings, bootstrap=FEW):
 
 def judged(*trainings):
     """The claims of all trainings, and those of each alone."""
-    found, own = over(*trainings, bootstrap=Bootstrap(200))
-    means = crossed.task_means(pd.concat(trainings, ignore_index=True))
-    each = dict(zip("012", own, strict=False))
-    alone = [claims.claims_table(*tables_of(*pair)) for pair in zip(own, trainings, strict=True)]
-    return claims.claims_table(*tables_of(found, means), each), alone
-
-
-def tables_of(found, episodes):
-    """The three tables that claims are judged by."""
-    tests = statistics.tests_table(episodes, found)
-    return found, tests, statistics.equivalence_table(episodes, 0.05, Bootstrap(200))
+    few = Bootstrap(200)
+    own = [estimates_table(episodes, few) for episodes in trainings]
+    tables = crossed.over_trainings(pd.concat(trainings, ignore_index=True), own[0], bootstrap=few)
+    tested = [
+        (found, statistics.tests_table(episodes, found), statistics.equivalence_table(episodes, bootstrap=few))
+        for found, episodes in zip(own, trainings, strict=True)
+    ]
+    alone = [claims.claims_table(*one) for one in tested]
+    return claims.claims_table(*tables, dict(zip("012", own, strict=False))), alone
 
 
 def width(estimate):
@@ -124,4 +122,5 @@ def test_the_claims_say_on_how_many_trainings_they_rest():
     pooled, alone = claims.claims_shown(tables[0]), claims.claims_shown(tables[1][0])
     assert "rests on 2 trainings of each model (seeds 0, 1)" in pooled.caption and "one training" not in pooled.caption
     assert " to " in pooled.text["over trainings"].iloc[0] and pooled.text["over trainings"].iloc[-1] == ""
+    assert "rest on 2 trainings of each model (seeds 0, 1); from" in claims.summary(tables[0])
     assert "one training of each model in this run" in alone.caption and "over trainings" not in alone.text

@@ -157,8 +157,10 @@ def test_a_model_that_no_notebook_trained_needs_no_training_in_the_manifest(tmp_
 
 
 def test_claims_rest_on_the_trainings_that_played_the_same_tasks(tmp_path, three):
-    assert three[1].trainings == {"seed0": "0", "seed1": "1", "seed2": "2"}
-    assert set(three[1].episodes["run"]) == set(three[1].trainings)
+    assert {seed: set(own["run"]) for seed, own in three[1].trainings.items()} == {
+        str(k): {f"seed{k}"} for k in range(3)
+    }
+    assert set(three[1].episodes["run"]) == {"seed0", "seed1", "seed2"}
     seeds = {"a": (0, 0, 0, 0), "b": (0, 0, 1, 0), "played again": (0, 0, 1, 1), "other tasks": (1, 0, 2, 0)}
     folders = {name: write_run(tmp_path / name, drawn) for name, drawn in seeds.items()}
 
