@@ -43,6 +43,7 @@ from knapsack.analysis import (
     claims,
     comparisons,
     conduct,
+    crossed,
     estimates,
     excerpts,
     figures,
@@ -262,6 +263,11 @@ if more_runs:
 # within the margin, and not if they differ significantly. All else these tasks cannot tell. Verdicts are not
 # corrected for their number.
 #
+# What holds for one training may not hold for the next. Where runs of other training seeds stand beside this one, the
+# verdicts rest on all of them: estimates are means over trainings and tasks, and the intervals come from a *crossed*
+# bootstrap, which resamples both (the head of `knapsack/analysis/crossed.py`). A single run's are about its one
+# training.
+#
 # **The cap decides what a lost name costs.** The reset takes names only: what was inspected may be inspected again
 # without touching the budget, but each call counts against the cap of its turn. Under a slack cap one block can rebuild
 # all records, at the price of tokens; under the paper's a turn may be over before it has caught up. The first version
@@ -275,12 +281,16 @@ if more_runs:
 # under the tight cap than under the slack one, on the same tasks.
 
 # %%
-table = claims.claims_table(found, tests, equal)
+judged = found
+if beside.trainings:
+    judged, tests, equal = crossed.over_trainings(beside.episodes, found, margin, bootstrap)
+table = claims.claims_table(judged, tests, equal, beside.trainings)
 display(Markdown(claims.summary(table)))
 show("claims", claims.claims_shown(table), table)
 
 # %% [markdown]
-# Why the others are not reproduced, or cannot be told:
+# Why the others are not reproduced, or cannot be told. Scores, and how episodes went, are those of this run's own
+# training.
 
 # %%
 display(Markdown(reasons.explained(table, episodes, equal, causes)))
@@ -288,7 +298,7 @@ display(Markdown(reasons.explained(table, episodes, equal, causes)))
 # %% [markdown]
 # What no number above can say:
 #
-# * There is one task family, and one training of each model in a run.
+# * There is one task family, and a handful of trainings at most.
 # * Training sets matched by task, as here and in the paper, are not matched by tokens: the stateless adapter has read
 #   more text.
 # * The prompt names the runtime in every cell, here and in the paper, so persistence and its cue are not told apart.

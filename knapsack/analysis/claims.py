@@ -19,6 +19,10 @@ own two caps, and are not testable at one that was not played. v1 makes no claim
 whether its evaluation had one (its configurations got their 25 later): its claims are judged at the slackest cap that
 was played, where the cap decides least.
 
+**Trainings.** Another training may turn a verdict. With runs of several trainings the estimates are those of
+``crossed``, whose intervals ask what other trainings and other tasks would give; the tests of "same" take each task's
+mean over trainings, so they ask about other tasks only. With one, all is about that one.
+
 ``reasons`` says, from the tables of the same run, what lies behind each verdict that is not "reproduced".
 """
 
@@ -40,9 +44,19 @@ FEWEST = 6  # tasks with which a two-sided signed-rank test can be significant a
 BASE_BELOW = 0.08
 BP, BS = (("base", kind) for kind in KINDS)
 COLUMNS = ["claim", "version", *SETTING, "unit", "paper", "n", "estimate", "low", "high", "verdict", "size", "reason"]
+COLUMNS += ["trainings", "least", "most"]  # seeds of the trainings that a row rests on, if several, and its range
 UNITS = {"points": (100, 1, " points"), "share": (100, 0, " %"), "ratio": (1, 2, " ×"), "D": (1, 2, "")}  # how to show
-
-
+ONE_TRAINING = "All of it is about the one training of each model in this run: another may give other verdicts."
+MOVES = (
+    "But for the training traces, they rest on {} trainings of each model (seeds {}); from one of these to another, a "
+    "claim's score or difference of scores moves by up to {} points."
+)
+ACROSS = (
+    "But for the training traces, all of it rests on {} trainings of each model (seeds {}): estimates are means over "
+    "trainings and tasks, with percentile intervals of a crossed bootstrap that resamples both; n counts tasks; "
+    "whether there is a difference, or none, is tested on each task's mean over trainings; the range over trainings "
+    "is that of the estimates of each one."
+)
 SAID = {"same": "not significant", "below": "< 8 points, none solved"}  # by rule, how the paper puts it in words
 
 
@@ -168,12 +182,19 @@ def size(verdict: str, low: float, high: float, paper: float | None) -> str:
 # The table
 
 
-def claims_table(estimates: pd.DataFrame, tests: pd.DataFrame, equivalence: pd.DataFrame) -> pd.DataFrame:
+def claims_table(
+    estimates: pd.DataFrame,
+    tests: pd.DataFrame,
+    equivalence: pd.DataFrame,
+    trainings: dict[str, pd.DataFrame] | None = None,
+) -> pd.DataFrame:
     """Every claim on every split and cap where it is judged, then those of the training traces: COLUMNS.
 
-    From the tables of estimates, of tests and of equivalence of the same episodes. In their unit's own scale are paper,
-    estimate, low and high: "share" and "points" from 0 to 1, "ratio", "D".
+    From the tables of estimates, of tests and of equivalence of the same episodes; of several trainings, from those of
+    ``crossed``, and from each training's own estimates, by seed, for the range. In their unit's own scale are paper,
+    estimate, low, high, least and most: "share" and "points" from 0 to 1, "ratio", "D".
     """
+    trainings = trainings or {}
     played, rows = [setting for setting in setting_names(estimates) if setting != TRAINING], []
     for claim in CLAIMS:
         for split, cap in claim.settings(played):
@@ -192,7 +213,10 @@ def claims_table(estimates: pd.DataFrame, tests: pd.DataFrame, equivalence: pd.D
                 verdict, reason = NOT_TESTABLE, f"fewer than {FEWEST} tasks"
             told = "" if claim.rule in SAID else size(verdict, found.low, found.high, paper)
             row = [claim.text, claim.version, split, cap, claim.unit, math.nan if paper is None else paper]
-            rows.append([*row, *found[:4], verdict, told, reason])
+            each = [_judged(claim, (split, cap), paper, one, tests, equivalence)[0] for one in trainings.values()]
+            values = pd.Series([one.value for one in each if claim.cells and found.n], dtype=float)
+            over = [", ".join(trainings) if claim.cells else "", values.min(), values.max()]
+            rows.append([*row, *found[:4], verdict, told, reason, *over])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -222,34 +246,42 @@ def _judged(
 def claims_shown(table: pd.DataFrame) -> tables.Table:
     """``claims_table`` as text, the claim named once for all its splits and caps."""
     said = {claim.text: SAID.get(claim.rule, "") for claim in CLAIMS}
-    rows, before = [], None
+    rows, before, seeds = [], None, table["trainings"].max()
     for row in table.to_dict("records"):
         factor, digits, sign = UNITS[row["unit"]]
         value, low, high = (row[name] for name in ("estimate", "low", "high"))
         paper = tables.number(factor * row["paper"], digits)
         paper = "; ".join(filter(None, (said.get(row["claim"], ""), paper + sign if paper else "")))
         here = tables.between(value, low, high, digits, factor)
+        ends = " to ".join(filter(None, (tables.number(factor * row[name], digits) for name in ("least", "most"))))
         verdict = f"{row['verdict']}, {row['size']}" if row["size"] else row["verdict"]
         first = row["claim"] != before
         before = row["claim"]
         rows.append(
             {"claim": f"{row['claim']} ({row['version']})" if first else "", "split": row["split"]}
             | {"cap": str(row["cap"] or ""), "paper": paper}
-            | {"here [95 %]": here.replace(" [", f"{sign} [") if here else "", "n": tables.number(row["n"])}
+            | {"here [95 %]": here.replace(" [", f"{sign} [") if here else ""}
+            | ({"over trainings": ends if row["trainings"] else ""} if seeds else {})
+            | {"n": tables.number(row["n"])}
             | {"verdict": verdict, "why": row["reason"]}
         )
     caption = (
         "The paper's claims (v1: March 2026, v3: September 2026), its numbers, this run's estimates with 95 % "
         "intervals, and a verdict by rule. v1's claims are judged at the slackest cap on tool calls that was played, "
-        "v3's at its own. Scores and their differences are in points of 100."
+        "v3's at its own. Scores and their differences are in points of 100. "
     )
+    caption += ACROSS.format(seeds.count(",") + 1, seeds) if seeds else ONE_TRAINING
     return tables.Table(pd.DataFrame(rows), caption)
 
 
 def summary(table: pd.DataFrame) -> str:
-    """How many of the claims came out how, in a sentence."""
+    """How many of the claims came out how, on how many trainings that rests, and how far these lie apart."""
     counts = table["verdict"].value_counts().reindex([REPRODUCED, NOT_REPRODUCED, NOT_TESTABLE], fill_value=0)
     sized = int((table["size"] == IN_SIZE).sum())
     told = [f"{count} {'is' if count == 1 else 'are'} {name}" for name, count in counts.items()]
     told[0] += f" ({sized} in size too)" if sized else ""
-    return f"Of {len(table)} claims, each on one split under one cap or on the training traces, {tables.listed(told)}."
+    said = f"Of {len(table)} claims, each on one split under one cap or on the training traces, {tables.listed(told)}. "
+    if not (seeds := table["trainings"].max()):
+        return said + ONE_TRAINING
+    apart = 100 * (table["most"] - table["least"])[table["unit"] == "points"].max()
+    return said + MOVES.format(seeds.count(",") + 1, seeds, tables.number(apart, 1))

@@ -35,8 +35,8 @@ def readme_block(claims: pd.DataFrame) -> str:
 
 def read_claims(path: str | Path) -> pd.DataFrame:
     """A ``claims.csv``; text columns without a value are empty, numbers NaN."""
-    table = pd.read_csv(path, dtype={"n": int})
-    return table.fillna({name: "" for name in ("verdict", "size", "reason")})
+    texts = ("verdict", "size", "reason", "trainings")
+    return pd.read_csv(path, dtype={"n": int} | dict.fromkeys(texts, str)).fillna(dict.fromkeys(texts, ""))
 
 
 def publish_claims(run: Run, folder: str | Path, readme: str | Path) -> None:

@@ -6,7 +6,7 @@ Runs with other parameters, or whose manifest does not tell, are shown beside.
 
 Within a run an estimate has its interval over tasks (what other tasks would give to the same models); over the pooled
 runs it has a mean, a standard deviation, a range and a t interval (what another run would give, whatever changed
-between these). Neither replaces the other.
+between these). Neither replaces the other; where runs cross trainings with tasks, ``crossed`` asks both at once.
 """
 
 import math
@@ -84,13 +84,15 @@ class SideBySide:
     """``sentence``, Markdown, says what varies between the runs. ``tables`` by file name: ``several_runs`` (how each
     was made) and ``several_contrasts`` (a column per run, and over runs); ``estimates``: those of all runs, with a
     column ``run``. None of these for a single run. ``groups`` are the runs that were pooled, ``told`` says in what they
-    differ."""
+    differ. ``trainings``: the estimates of those on which claims rest, by seed, and their ``episodes``."""
 
     sentence: str
     tables: dict[str, Table]
     estimates: pd.DataFrame
     groups: list[list[str]]
     told: list[str]
+    trainings: dict[str, pd.DataFrame]
+    episodes: pd.DataFrame
 
     @property
     def values(self) -> pd.DataFrame:
@@ -105,8 +107,9 @@ def side_by_side(folders: list[str | Path], bootstrap: Bootstrap = BOOTSTRAP) ->
     episodes, manifests = read_runs(folders)
     if len(manifests) == 1:
         alone = f"One run, {next(iter(manifests))}: how far another training seed would move its numbers is not known."
-        return SideBySide(alone, {}, pd.DataFrame(columns=["run", *COLUMNS]), [], [])
+        return SideBySide(alone, {}, pd.DataFrame(columns=["run", *COLUMNS]), [], [], {}, episodes.head(0))
     pool = pool_runs(episodes, manifests)
+    trained = trainings(manifests, pool)
     made = [estimates_table(own, bootstrap).assign(run=run) for run, own in episodes.groupby("run", sort=False)]
     estimates = pd.concat(made, ignore_index=True)[["run", *COLUMNS]]
     texts = {"several_runs": _made(episodes, manifests, pool), "several_contrasts": contrasts(estimates, pool)}
@@ -116,6 +119,8 @@ def side_by_side(folders: list[str | Path], bootstrap: Bootstrap = BOOTSTRAP) ->
         estimates,
         [pool.members] if pool.members else [],
         [_differing(manifests, pool)] if len(pool.members) > 1 else [],
+        {seed: estimates[estimates["run"] == run] for run, seed in trained.items()},
+        episodes[episodes["run"].isin(trained)],
     )
 
 
@@ -192,6 +197,17 @@ def pool_runs(episodes: pd.DataFrame, manifests: dict[str, dict]) -> Pool:
     drawn = [_seeds(manifests[run]) for run in pool.members]
     pool.varying.extend(step for step in STEPS if len({seeds.get(step) for seeds in drawn}) > 1)
     return pool
+
+
+def trainings(manifests: dict[str, dict], pool: Pool) -> dict[str, str]:
+    """Those pooled runs that played the same tasks with models trained from other seeds: run and seed of training.
+
+    Empty where these are not several, or the first of all runs is not among them.
+    """
+    if "01_generate" in pool.varying or "03_finetune" not in pool.varying or next(iter(manifests)) not in pool.members:
+        return {}
+    by_seed = {str(_seeds(manifests[run])["03_finetune"]): run for run in reversed(pool.members)}
+    return {run: seed for seed, run in reversed(by_seed.items())}
 
 
 # Numbers

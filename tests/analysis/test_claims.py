@@ -226,7 +226,8 @@ def test_the_summary_counts_the_verdicts():
     table = like_the_paper().reset_index()
     assert claims.summary(table) == (
         "Of 14 claims, each on one split under one cap or on the training traces, 7 are reproduced (4 in size too), "
-        "2 are not reproduced and 5 are not testable at this scale."
+        "2 are not reproduced and 5 are not testable at this scale. All of it is about the one training of each model "
+        "in this run: another may give other verdicts."
     )
 
 

@@ -32,7 +32,7 @@ NAMES = [
 ]  # fmt: skip
 CELL = ["split", "cap", "model", "runtime"]
 BOOTSTRAP = Bootstrap(60, 7)
-ALONE = SideBySide("", {}, pd.DataFrame(columns=["run", *COLUMNS]), [], [])
+ALONE = SideBySide("", {}, pd.DataFrame(columns=["run", *COLUMNS]), [], [], {}, pd.DataFrame())
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +384,7 @@ def test_nothing_scored_is_said(drawn, tmp_path):
 
 def side_by_side(numbers, runs):
     several = pd.concat([numbers.assign(run=run) for run in runs], ignore_index=True)
-    return SideBySide("", {}, several, [["x", "y"]], ["They differ."])
+    return SideBySide("", {}, several, [["x", "y"]], ["They differ."], {}, pd.DataFrame())
 
 
 @pytest.mark.parametrize("beside", [0, 6])

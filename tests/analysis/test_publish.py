@@ -19,7 +19,9 @@ def analysed(tmp_path):
     """A run with two claims and an example page; a README with the marks."""
     run = Run(tmp_path / "run")
     row = ["P→S scores less", "v3", "easy", 25, "points", 0.5, 9, 0.4, 0.3, 0.5, claims.REPRODUCED, "in size", "why"]
+    row += ["0, 1", 0.37, 0.43]
     none = ["P→P and S→S", "v1", "easy", 80, "points", math.nan, 0, *[math.nan] * 3, claims.NOT_TESTABLE, "", "no"]
+    none += ["", math.nan, math.nan]
     table = pd.DataFrame([row, none], columns=claims.COLUMNS)
     tables.save(run, "claims", claims.claims_shown(table), table)
     write_text(run.results / "examples" / "code-error.md", "# Code error\n")

@@ -156,6 +156,22 @@ def test_a_model_that_no_notebook_trained_needs_no_training_in_the_manifest(tmp_
     assert several.tables["several_contrasts"].text.empty and set(several.values["model"]) == {"mine"}
 
 
+def test_claims_rest_on_the_trainings_that_played_the_same_tasks(tmp_path, three):
+    assert {seed: set(own["run"]) for seed, own in three[1].trainings.items()} == {
+        str(k): {f"seed{k}"} for k in range(3)
+    }
+    assert set(three[1].episodes["run"]) == {"seed0", "seed1", "seed2"}
+    seeds = {"a": (0, 0, 0, 0), "b": (0, 0, 1, 0), "played again": (0, 0, 1, 1), "other tasks": (1, 0, 2, 0)}
+    folders = {name: write_run(tmp_path / name, drawn) for name, drawn in seeds.items()}
+
+    def trained(*names):
+        _, manifests = several_runs.read_runs([folders[name] for name in names])
+        return several_runs.trainings(manifests, pooled([folders[name] for name in names]))
+
+    assert trained("a", "b", "played again") == {"a": "0", "b": "1"}
+    assert trained("a", "other tasks") == trained("b", "played again") == trained("a") == {}
+
+
 # Numbers
 
 

@@ -1,0 +1,105 @@
+"""How far scores and verdicts move with another training of the default study; writes benchmarks/sturdiness.md.
+
+    python benchmarks/sturdiness.py --seeds 0 1 2 --arithmetics usual other
+
+A study is profile nano with one training seed under one arithmetic: the kernels that torch chooses for this processor,
+or others that round differently, in training and in play. Tasks, traces and how the base and the teacher played are the
+first study's, as in ``make seeds``. A finished study is kept, an interrupted one resumes.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from knapsack.analysis.claims import NOT_REPRODUCED, REPRODUCED
+from knapsack.analysis.metrics import CELL, SETTING, cell_name
+from knapsack.analysis.publish import read_claims
+from knapsack.analysis.tables import Table, markdown, number
+from knapsack.runs import Run, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+ARITHMETICS = {  # what is set in the environment
+    "usual": {},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "other": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"},
+}  # avx2: for a processor with AVX-512; where AVX2 is all there is, it is the usual one
+PRODUCT = "import torch; torch.manual_seed(0); print((torch.randn(192, 512) @ torch.randn(512, 512)).double().tolist())"
+SHARED = ("tasks", "traces", "evaluations/base_*", "evaluations/teacher_*")
+HEAD = """# Another training of the default study
+
+Profile nano, trained and played in {count} studies: training seeds {seeds}, each under the arithmetic {arithmetics}.
+Tasks, traces and the cells of the base and the teacher are the same in all. Made by `python benchmarks/sturdiness.py`,
+whose `ARITHMETICS` says what the names stand for.
+
+"""
+
+
+def product(arithmetic: str) -> bytes:
+    """A float32 matrix product under an arithmetic, to the last bit."""
+    environment = os.environ | ARITHMETICS[arithmetic]
+    return subprocess.run([sys.executable, "-c", PRODUCT], env=environment, check=True, capture_output=True).stdout
+
+
+def play(folder: Path, first: Path, seed: int, arithmetic: str) -> None:
+    """Train and play a study into ``folder``, with what does not depend on training from the ``first`` one."""
+    if (Run(folder).results / "claims.csv").exists():
+        return
+    for source in (path for pattern in SHARED if folder != first for path in first.glob(pattern)):
+        shutil.copytree(source, folder / source.relative_to(first), dirs_exist_ok=True)
+    command = [sys.executable, ROOT / "run_notebooks.py", "--out", folder, "-p", f"03_finetune.seed={seed}"]
+    subprocess.run(command, env=os.environ | ARITHMETICS[arithmetic], check=True)
+
+
+def scores(cells: dict[str, pd.DataFrame]) -> tuple[Table, float]:
+    """Each cell's mean score by study (``results/cells.csv``), the average and the spread, the largest distance from
+    it; and the largest spread of all."""
+    means = pd.DataFrame({study: table.set_index(CELL)["score_mean"] for study, table in cells.items()})
+    average = means.mean(axis=1)
+    spread = means.sub(average, axis=0).abs().max(axis=1)
+    text = means.assign(average=average, spread=spread).map(lambda value: number(value, 3)).reset_index()
+    text.insert(0, "cell", [cell_name(*ends) for ends in zip(text["model"], text["runtime"], strict=True)])
+    return Table(text.drop(columns=["model", "runtime"]).astype({"cap": str}), ""), float(spread.max())
+
+
+def verdicts(claims: dict[str, pd.DataFrame]) -> tuple[Table, int]:
+    """Each claim's verdict by study (``results/claims.csv``), and how many flip: reproduced in one study and not
+    reproduced in another. A claim that is not testable in some and has one verdict in the others is said to vary."""
+    key = ["claim", "version", *SETTING]
+    found = pd.DataFrame({study: table.set_index(key)["verdict"] for study, table in claims.items()}).fillna("")
+    flips = (found == REPRODUCED).any(axis=1) & (found == NOT_REPRODUCED).any(axis=1)
+    found["sturdy"] = np.select([flips, found.nunique(axis=1) > 1], ["**flips**", "varies"], "yes")
+    return Table(found.reset_index().astype({"cap": str}), ""), int(flips.sum())
+
+
+def page(folders: dict[str, Path]) -> str:
+    """Both tables of the studies, by name, with a sentence on each."""
+    by_cell, largest = scores({study: pd.read_csv(Run(path).results / "cells.csv") for study, path in folders.items()})
+    by_claim, flips = verdicts(
+        {study: read_claims(Run(path).results / "claims.csv") for study, path in folders.items()}
+    )
+    return (
+        f"## Mean scores\n\nThe largest spread is {largest:.3f}.\n\n{markdown(by_cell)}\n"
+        f"## Verdicts\n\n{flips} of {len(by_claim.text)} flip.\n\n{markdown(by_claim)}"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--arithmetics", nargs="+", choices=ARITHMETICS, default=["usual", "other"])
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "sturdiness")
+    args = parser.parse_args()
+    if len({product(arithmetic) for arithmetic in args.arithmetics}) < len(args.arithmetics):
+        sys.exit(f"on this processor two of {', '.join(args.arithmetics)} round alike: choose others")
+    studies = {f"{name} {seed}": (seed, name) for name in args.arithmetics for seed in args.seeds}
+    folders = {study: args.folder.resolve() / study.replace(" ", "-seed") for study in studies}
+    for study, chosen in studies.items():
+        play(folders[study], next(iter(folders.values())), *chosen)
+    told = {"count": len(studies), "seeds": ", ".join(map(str, args.seeds)), "arithmetics": ", ".join(args.arithmetics)}
+    write_text(ROOT / "benchmarks" / "sturdiness.md", HEAD.format(**told) + page(folders))
