@@ -24,7 +24,7 @@ def test_runtimes_differ_only_in_the_runtime_paragraph_and_its_example(detail):
     bare = []
     for kind, (system, _) in zip(KINDS, (persistent, stateless), strict=True):
         text = system["content"]
-        for own in (prompts._RUNTIME_FULL[kind], prompts._RUNTIME_COMPACT[kind], prompts._EXAMPLE[kind]):
+        for own in (prompts._RUNTIME_FULL[kind], prompts.RUNTIME_COMPACT[kind], prompts._EXAMPLE[kind]):
             text = text.replace(own, "")
         assert f"Runtime: {kind}" in system["content"] and text != system["content"]
         bare.append(text)

@@ -161,8 +161,7 @@ A causal language model of Qwen3 architecture with {parameters:,} parameters (4 
 {vocabulary:,} words and bytes, made by `{command}` in {minutes:.0f} minutes on {cores} cores; `training.json` is the
 record of that run.
 
-**It has seen** {rows:,} exercises ({row_tokens:,} tokens, trained on for {tokens:,} padded tokens, loss on the
-assistant's tokens only):
+**It has seen** {rows:,} exercises (trained on for {tokens:,} padded tokens, loss on the assistant's tokens only):
 
 - {toys:.0%} toy episodes, each really executed: read things through a tool up to a limit, then act on some of them.
   What tools, things, fields, constants, variables and helpers are called is drawn anew for each from {words} words;
@@ -201,7 +200,7 @@ def write_card(folder: Path) -> None:
         table += f"| {row['malformed']:.1%} |\n"
     right = [f"{share:.1%} of the tokens of {name}" for name, share in record["first_choice_accuracy_held_out"].items()]
     text = CARD.format(
-        **{name: record[name] for name in ("parameters", "vocabulary", "command", "rows", "row_tokens")},
+        **{name: record[name] for name in ("parameters", "vocabulary", "command", "rows")},
         minutes=last["seconds"] / 60,
         tokens=last["tokens"],
         cores=record["machine"]["cores"],

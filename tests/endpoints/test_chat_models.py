@@ -26,9 +26,9 @@ def chat_teacher(messages: list[dict]) -> str:
         return "OK."  # asked first, whether it can be asked at all
     kind = stated.group(1)
     facts = {name: int(re.search(rf"{name}[^:=\n]*[:=] (\d+)", messages[1]["content"]).group(1)) for name in FACTS}
-    task = SimpleNamespace(capacity=facts["capacity"], inspect_budget=facts["budget"])
+    task = SimpleNamespace(capacity=facts["capacity"], inspect_budget=facts["budget"], seed=0)
     teacher = RuleTeacher(task, kind, seed=facts["capacity"])
-    teacher.plan = replace(teacher.plan, slip_turn=None, overreach=False)
+    teacher.writer.plan = replace(teacher.writer.plan, slip=None, overreach=False)
     return [teacher(messages[:end]) for end in range(2, len(messages) + 1, 2)][-1].text
 
 

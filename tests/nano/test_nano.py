@@ -122,7 +122,7 @@ def test_training_lowers_the_loss(tokenizer):
     rows = training.make_rows(tokenizer, map(curriculum.copy_exercise, range(4)), 4)
     model = nano.new_model(tokenizer, 0)
     before = training.loss_of(model, rows).item()
-    training.train(model, rows, 2000, batch_tokens=400, rate=5e-3, seed=0, save=lambda: None)
+    training.train(model, rows, 8000, batch_tokens=400, rate=5e-3, seed=0, save=lambda: None)
     assert training.loss_of(model, rows).item() < 0.8 * before
 
 
