@@ -245,8 +245,8 @@ display(Markdown(excerpts.write_examples(run, seen.failures, folder)))
 # # Several runs
 #
 # All intervals above ask what other *tasks* would give to the same models. What another training would give takes
-# another training: name its folder in `more_runs`. In the repository, this notebook stands as `make seeds` leaves it,
-# which trains twice more and names both.
+# another training: name its folder in `more_runs`. `make seeds` trains twice more and names both; in the repository,
+# this notebook stands as `make report` leaves it.
 
 # %%
 display(Markdown(beside.sentence), *map(Markdown, several_runs.write(run, beside)))
