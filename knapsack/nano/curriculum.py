@@ -29,7 +29,7 @@ from knapsack.prompts import (
 from knapsack.runs import stream
 from knapsack.runtime import KINDS, Kind, Observation, Runtime
 from knapsack.tasks import pool_id
-from knapsack.teacher import NAMES, Plan, World, Writer
+from knapsack.teacher import LOST, NAMES, Plan, World, Writer
 
 _NOUNS = """
 apple arrow badge barrel basket beacon bell bench blade block board bolt book bottle box brick bridge bucket cabin
@@ -281,10 +281,7 @@ def replay_exercise(seed: int) -> list[Message]:
             write("I go on.", code, f"NameError: name '{lost}' is not defined")
             messages[-2]["slip"] = "yes"  # random: nothing to be learned from it
             code = ran + code
-            thought = source.choice(
-                ("{name} is gone. I run all my code again.", "{name} is not defined here. I run all of it again.")
-            )
-            write(thought.format(name=lost), code, output=shown)
+            write(source.choice(LOST).format(name=lost), code, output=shown)
             if sum(len(m["content"]) for m in messages) > 9000:
                 break
         ran = code

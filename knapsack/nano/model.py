@@ -1,6 +1,6 @@
 """The scale model: a Qwen3-architecture language model small enough to train and run on two CPU cores.
 
-This module holds its tokenizer, its architecture and its initial weights; ``nano_training`` makes the base that
+This module holds its tokenizer, its architecture and its initial weights; ``training`` makes the base that
 is shipped in ``nano/base/``. Its sizes are ours, chosen to fit two cores; nothing here is from the paper.
 """
 
