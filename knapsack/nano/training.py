@@ -1,7 +1,8 @@
 """Makes the scale model's base: ``python -m knapsack.nano.training`` (how long it took: see its training.json).
 
 The base learns from ``curriculum`` alone; the loss counts the assistant's tokens. It trains in float32 and is stored in
-bfloat16: without instructions for it, a CPU multiplies matrices in bfloat16 many times slower. The script writes the model, its tokenizer, and ``training.json``, the record of the run that the card quotes.
+bfloat16: without instructions for it, a CPU multiplies matrices in bfloat16 many times slower. The script writes the
+model, its tokenizer, and ``training.json``, the record of the run that the card quotes.
 """
 
 import argparse
