@@ -10,6 +10,8 @@ import pandas as pd
 import psutil
 import pytest
 
+from knapsack.analysis.metrics import CELL
+
 
 def command(checkout, folder, parameters: dict) -> list[str]:
     settings = [word for name, value in parameters.items() for word in ("-p", f"{name}={value}")]
@@ -51,7 +53,7 @@ def test_killed_report_ends_like_an_uninterrupted_one(checkout, smallest, smalle
     for name in ("episodes", "turns", "cells"):
         pd.testing.assert_frame_equal(results(folder, name), results(whole, name), check_exact=True)
     episodes = results(folder, "episodes")
-    assert not episodes.duplicated(["model", "runtime", "split", "task_id"]).any()
+    assert not episodes.duplicated([*CELL, "task_id"]).any()
     assert (episodes["status"] == "completed").all() and (results(folder, "cells")["unscored"] == 0).all()
     for pattern in ("tasks/*/tasks/knapsack/*.json", "*/*/knapsack/*.trace.json", "training/*/adapter/*.safetensors"):
         paths = sorted(path.relative_to(whole) for path in whole.glob(pattern))
