@@ -149,17 +149,17 @@ def lora_arguments(recipe: Recipe) -> dict:
 
 def load_plain(recipe: Recipe, source: str | Path, device: str):
     """The base, in 4 bit, bfloat16 (GPU) or float32 (CPU), with a new adapter in float32, by PEFT alone."""
-    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
+
+    from knapsack.models import dtype_on
 
     if recipe.load_in_4bit:
         from knapsack.gpu.backends import load_4bit
 
         model = load_4bit(source, device)
     else:
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32  # in bfloat16 some CPUs are 12 times slower
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype_on(device)).to(device)
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora_arguments(recipe)))
 
 

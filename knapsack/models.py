@@ -246,6 +246,12 @@ def choose(logits: torch.Tensor, temperature: float, draws: Sequence[float]) -> 
     return torch.searchsorted(cumulated, marks, right=True)[:, 0].clamp(max=logits.shape[-1] - 1).tolist()
 
 
+def dtype_on(device: str) -> torch.dtype:
+    """In what a model computes that is not in 4 bit: a CPU without instructions for bfloat16 takes many times longer
+    with it."""
+    return torch.float32 if device == "cpu" else torch.bfloat16
+
+
 def load_tokenizer(base: str | Path):
     """The tokenizer of ``base``. Raises FileNotFoundError, with the remedy, if there is none."""
     try:
@@ -257,14 +263,13 @@ def load_tokenizer(base: str | Path):
 def load_model(base, adapter=None, *, device: str = "auto", **settings) -> LocalModel:
     """A LocalModel of ``base`` (see ``runs.find_base``) with ``adapter`` (a PEFT folder, or None) merged in.
 
-    ``settings``: slots, context_length, max_new_tokens, temperature, seed. Base and adapter are added in float32. A
-    GPU gets the sum in bfloat16; a CPU computes in float32, because one without instructions for bfloat16 takes many
-    times longer with it. Raises FileNotFoundError, with the remedy, if one of them is not there.
+    ``settings``: slots, context_length, max_new_tokens, temperature, seed. Base and adapter are added in float32 and
+    rounded to ``dtype_on`` the device. Raises FileNotFoundError, with the remedy, if one of them is not there.
     """
     tokenizer = load_tokenizer(base)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = dtype_on(device)
     load = {"dtype": torch.float32 if adapter is not None else dtype, "attn_implementation": "knapsack_by_row"}
     model = AutoModelForCausalLM.from_pretrained(find_base(base), **load)
     if adapter is not None:

@@ -113,10 +113,12 @@ def unsloth_base_arguments(recipe: Recipe, source: str | Path, limit: int) -> di
     """
     import torch
 
+    from knapsack.models import dtype_on
+
     return {
         "model_name": str(source),
         "max_seq_length": limit,
-        "dtype": torch.bfloat16,
+        "dtype": torch.bfloat16 if recipe.load_in_4bit else dtype_on("cuda" if torch.cuda.is_available() else "cpu"),
         "load_in_4bit": recipe.load_in_4bit,
         "use_gradient_checkpointing": "unsloth" if recipe.gradient_checkpointing else False,
         "use_exact_model_name": True,  # not a copy of the base that somebody quantised elsewhere
@@ -130,7 +132,7 @@ def unsloth_lora_arguments(recipe: Recipe) -> dict:
 
 
 def load_unsloth(recipe: Recipe, source: str | Path, limit: int):
-    """The base of ``limit`` positions, in bfloat16 or 4 bit, with a new adapter, by Unsloth."""
+    """The base of ``limit`` positions, in 4 bit or as ``models.dtype_on`` says, with a new adapter, by Unsloth."""
     from unsloth import FastLanguageModel
 
     model, _ = FastLanguageModel.from_pretrained(**unsloth_base_arguments(recipe, source, limit))
