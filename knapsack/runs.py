@@ -119,7 +119,8 @@ def find_base(base: str | Path) -> str | Path:
     if base == "nano":
         folder = Path(__file__).parent / "nano" / "base"
         if not (folder / "model.safetensors").exists():
-            raise FileNotFoundError(f"{folder} holds no model; make it with: python -m knapsack.nano.training")
+            made = "torchrun --nproc-per-node 2 -m knapsack.nano.training"
+            raise FileNotFoundError(f"{folder} holds no model; make it with: {made}")
         return folder
     folder = Path(base).expanduser()
     return folder if folder.is_dir() else base

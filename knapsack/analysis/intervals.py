@@ -1,7 +1,7 @@
 """Intervals: bootstrap ones of means (BCa) and of ratios (percentile), closed forms for shares.
 
 The bootstrap resamples tasks, so an interval says how far the estimate would move with other tasks of the same kind,
-not with another training seed (``several_runs.over_runs`` is for that). It cannot see what the sample lacks: with
+not with another training seed (``crossed`` is for that). It cannot see what the sample lacks: with
 fewer than about ten tasks, or when hardly any of them differ, it is too narrow.
 """
 

@@ -5,22 +5,18 @@ the seeds and from what no result depends on. Of runs that also have the same se
 Runs with other parameters, or whose manifest does not tell, are shown beside.
 
 Within a run an estimate has its interval over tasks (what other tasks would give to the same models); over the pooled
-runs it has a mean, a standard deviation, a range and a t interval (what another run would give, whatever changed
-between these). Neither replaces the other; where runs cross trainings with tasks, ``crossed`` asks both at once.
+runs it has a mean and a range. Where runs cross trainings with tasks, ``crossed`` has the interval that asks both.
 """
 
-import math
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from knapsack.analysis.estimates import COLUMNS, PP, PS, SP, SS, estimates_table
-from knapsack.analysis.intervals import BOOTSTRAP, CONFIDENCE, Bootstrap
+from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap
 from knapsack.analysis.metrics import (
     CELL,
     EPISODE_COLUMNS,
@@ -54,9 +50,8 @@ CAPTIONS = {
     "several_runs": "The runs side by side and how they were made. Those pooled have the same parameters, apart from "
     "seeds. A commit with * had uncommitted changes.",
     "several_contrasts": "Each run's contrasts with their 95 % intervals over tasks (BCa; ratios of means: percentile; "
-    "the tokens' interaction in geometric means). Over the pooled runs: mean, standard deviation, range and, from "
-    "three on that do not all agree, the 95 % t interval; of ratios the geometric mean, the standard deviation as a "
-    "factor, and the interval of the logarithm.",
+    "the tokens' interaction in geometric means). Over the pooled runs: mean (of ratios the geometric one) and "
+    "range.",
 }
 CONTRASTS = {  # (quantity, first, second) as in ``estimates``: title; those of tokens are ratios
     ("score difference", PP, SS): "aligned cells, score: P→P − S→S",
@@ -66,7 +61,6 @@ CONTRASTS = {  # (quantity, first, second) as in ``estimates``: title; those of 
     ("total_tokens ratio", SP, PP): "amnesia tax, tokens: S→P ÷ P→P",
     ("total_tokens interaction", KINDS[:1], KINDS[1:]): "interaction, tokens: (P→P ÷ P→S) ÷ (S→P ÷ S→S)",
 }
-MOST = {"score interaction": 2, "score interaction minus cap 80": 4}  # that such a contrast can be, others 1
 
 
 @dataclass(frozen=True)
@@ -222,32 +216,12 @@ def same_episodes(episodes: pd.DataFrame, runs: list[str]) -> list[str]:
     return [cell for cell, alike in seen.items() if len(alike) > 1 and all(map(alike[0].equals, alike[1:]))]
 
 
-def over_runs(values: Iterable[float], ratio: bool = False, most: float = math.inf) -> dict[str, float]:
-    """How one value per run varies: runs, mean, sd, least, most, low, high; NaN (and of a ratio 0) is not counted.
-
-    ``sd`` has n − 1 below it and is NaN for one run; ``low`` and ``high`` are the 95 % t interval over runs, mean ±
-    t₀.₉₇₅·sd÷√runs on runs − 1 degrees of freedom, cut at ± ``most``. Of a ratio all is computed from logarithms:
-    ``mean`` is the geometric one and ``sd`` a factor. The interval says what another run would give; with a handful of
-    runs it is wide, and no interval over tasks replaces it. It is NaN for fewer than 3 runs, and where all agree: three
-    equal values do not show that a fourth run would give the same.
-    """
-    values = np.array([value for value in values if value > (0 if ratio else -math.inf)])
-    values, runs = np.log(values) if ratio else values, len(values)
-    average, least, greatest = (values.mean(), values.min(), values.max()) if runs else [math.nan] * 3
-    sd = values.std(ddof=1) if runs > 1 else math.nan
-    wide = runs > 2 and least < greatest
-    reach = stats.t.ppf((1 + CONFIDENCE) / 2, runs - 1) * sd / math.sqrt(runs) if wide else math.nan
-    low, high = np.clip([average - reach, average + reach], -most, most)
-    found = {"mean": average, "sd": sd, "least": least, "most": greatest, "low": low, "high": high}
-    return {"runs": runs} | {name: math.exp(value) if ratio else float(value) for name, value in found.items()}
-
-
 # Text
 
 
 def contrasts(estimates: pd.DataFrame, pool: Pool) -> pd.DataFrame:
-    """As text: a row per contrast, split and cap, a column per run, then ``over_runs`` of the pooled ones if there are
-    several."""
+    """As text: a row per contrast, split and cap, a column per run, then mean and range of the pooled ones if
+    there are several."""
     rows, known = [], estimates.dropna(subset="value")
     setting = setting_columns(known)
     for (quantity, first, second), title in CONTRASTS.items():
@@ -259,13 +233,12 @@ def contrasts(estimates: pd.DataFrame, pool: Pool) -> pd.DataFrame:
             for run in estimates["run"].unique():
                 row[run] = between(*own.loc[run, ["value", "low", "high"]], digits) if run in own.index else ""
             if len(pool.members) > 1:
-                most = math.inf if ratio else MOST.get(quantity, 1)
-                over = over_runs(own["value"].reindex(pool.members), ratio, most)
-                text = {name: number(over[name], digits) for name in over}
-                row |= {"runs": number(over["runs"]), "mean": text["mean"]}
-                row["sd"] = f"× {text['sd']}" if ratio and text["sd"] else text["sd"]
-                row["range"] = f"{text['least']} to {text['most']}" if text["least"] else ""
-                row["95 % t"] = f"{text['low']} to {text['high']}" if text["low"] else ""
+                values = own["value"].reindex(pool.members).dropna()
+                values = values[values > 0] if ratio else values
+                mean = np.exp(np.log(values).mean()) if ratio else values.mean()
+                ends = [number(one, digits) for one in (values.min(), values.max())]
+                row |= {"runs": number(len(values)), "mean": number(mean, digits)}
+                row["range"] = " to ".join(filter(None, ends))
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -279,7 +252,6 @@ def describe(manifests: dict[str, dict], pool: Pool, same: list[str]) -> str:
         drawn = {step: {_seeds(manifests[run]).get(step) for run in pool.members} for step in pool.varying}
         if shared := listed([STEPS[step] for step, values in drawn.items() if len(values) < count]):
             said.append(f"Some share the seed of {shared}, so they are not independent and may vary too little.")
-        said += ["Two runs give a range, not an interval."] if count == 2 else []
         if same:
             said.append(f"The same episodes in all of them, drawn once and so without spread: {listed(same)}.")
         if len(commits := {_commits(manifests[run]) for run in pool.members}) > 1 or "*" in "".join(commits):

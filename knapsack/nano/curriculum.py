@@ -216,7 +216,7 @@ def toy_episode(seed: int, pool) -> tuple[list[Message], str, str]:
     """
     world, plan = toy(seed)
     source = stream(seed, "regime")
-    style, kind = source.choice(KINDS), source.choice(KINDS)
+    style, kind = source.choices(KINDS, (3, 2))[0], source.choices(KINDS, (2, 3))[0]
     writer, slips = Writer(world.world, style, plan, 25, world.names), []
 
     def reply(messages: list[Message]) -> Reply:
@@ -262,7 +262,7 @@ def replay_exercise(seed: int) -> list[Message]:
     source = stream(seed, "replay")
     kind, words = "stateless", PRACTISED
     messages = [message("system", RUNTIME_COMPACT[kind]), message("user", " ".join(source.sample(words, 3)))]
-    longest = source.choice((4, 8, 16, 24))
+    longest = source.choice((1, 2, 4, 8, 16, 24))
     ran = ""
 
     def write(thought: str, code: str, error: str | None = None, output: str = "") -> None:
@@ -271,7 +271,7 @@ def replay_exercise(seed: int) -> list[Message]:
         seen = Observation(output, *(error.split(": ", 1) if error else (None, None)), last_step_globals=bound)
         messages.append(observation_message(seen, kind))
 
-    for number in range(source.randint(2, 6)):
+    for number in range(source.randint(2, 8)):
         code = random_code(source, words, source.randint(1, longest))
         words_in = re.findall(r"\b[a-z_]{3,}\b", code) or ["x"]
         lost, shown = source.choice(words_in), " ".join(source.sample(words, 2)) + f" {source.randint(0, 60)}\n"
@@ -305,16 +305,19 @@ def copy_exercise(seed: int, longest: int = 60) -> list[Message]:
         for k in sorted(source.sample(range(1024), count), key=pool_id)
     }
     stages = [*sorted(source.sample(range(1, count), min(count - 1, source.randint(0, 3)))), count]
-    messages: list[Message] = []
     code = "import json\n" * (source.random() < 0.5)
     rest_of_code = random_code(source, PRACTISED, source.randint(0, 5))
-    for stage in stages:
-        shown = dict(list(records.items())[:stage])
+
+    def block(shown: dict) -> tuple[str, str]:
         lines = "".join(f"{constant} = {value}\n" for constant, value in values.items()) + f"{name} = {shown}\n"
-        output = f"{have} {stage} {rest} {count - stage}\n{lines}"
-        messages.append(observation_message(Observation(output), source.choice(KINDS)))
-        said = f"Result: {have} {stage} {rest} {count - stage}. I restore the records first."
-        messages.append(message("assistant", f"{said}\n```python\n{code}{lines}{rest_of_code}```"))
+        return lines, f"```python\n{code}{lines}{rest_of_code}```"
+
+    messages = [message("user", f"{name} {have} {rest}"), message("assistant", block({})[1]) | {"slip": "yes"}]
+    for stage in stages:
+        lines, reply = block(dict(list(records.items())[:stage]))
+        result = f"{have} {stage} {rest} {count - stage}"
+        messages.append(observation_message(Observation(f"{result}\n{lines}"), source.choice(KINDS)))
+        messages.append(message("assistant", f"Result: {result}. I restore the records first.\n{reply}"))
     return messages
 
 

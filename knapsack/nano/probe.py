@@ -35,12 +35,13 @@ def _writer(seed: int, style: Kind) -> tuple[curriculum.ToyWorld, curriculum.Wri
 
 
 def _continued(world: curriculum.ToyWorld, writer: curriculum.Writer, kind: Kind, pool):
-    """The episode after the writer's first reply."""
+    """The episode after the writer's first reply, up to the first reply that is not one code block."""
     play = curriculum.play(world, kind, pool, 20)
     messages = play.send(curriculum.answer(writer, next(play)))
     try:
-        while True:
+        while "ProtocolError" not in messages[-1]["content"]:
             messages = play.send((yield messages))
+        return messages
     except StopIteration as stop:
         return stop.value
     except ContextFull:

@@ -1,4 +1,5 @@
-"""Makes the scale model's base: ``python -m knapsack.nano.training`` (how long it took: see its training.json).
+"""Makes the scale model's base: ``torchrun --nproc-per-node 2 -m knapsack.nano.training``, a process for each core,
+because kernels this small gain little from a second thread (how long it took: see its training.json).
 
 The base learns from ``curriculum`` alone; the loss counts the assistant's tokens. It trains in float32 and is stored in
 bfloat16: without instructions for it, a CPU multiplies matrices in bfloat16 many times slower. The script writes the
@@ -8,12 +9,14 @@ model, its tokenizer, and ``training.json``, the record of the run that the card
 import argparse
 import copy
 import random
+import re
 import resource
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from knapsack import prompts
@@ -69,8 +72,16 @@ def make_rows(tokenizer, exercises: Iterable[list[Message]], count: int) -> list
     return rows
 
 
-def batches(rows: list[Row], tokens: int, source: random.Random) -> Iterator[list[Row]]:
-    """Endless batches of at most ``tokens`` padded tokens, rows of similar length together."""
+def looked_up(tokenizer) -> list[int]:
+    """The tokens that are names, ids, numbers or letters: they mean nothing by themselves."""
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    plain = re.compile(r"'item_.*|\d{1,3}(, )?|'[A-Z]'.*")
+    return [token for token, text in enumerate(texts) if text in curriculum.WORDS or plain.fullmatch(text)]
+
+
+def batches(rows: list[Row], tokens: int, source: random.Random, rank: int, ranks: int) -> Iterator[list[Row]]:
+    """Endless batches of at most ``tokens`` padded tokens for process ``rank`` of ``ranks``, rows of similar length
+    together, and those that are of one step."""
     while True:
         order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + 80 * source.random())
         groups: list[list[int]] = [[]]
@@ -78,9 +89,10 @@ def batches(rows: list[Row], tokens: int, source: random.Random) -> Iterator[lis
             if groups[-1] and len(rows[i][0]) * (len(groups[-1]) + 1) > tokens:
                 groups.append([])
             groups[-1].append(i)
-        source.shuffle(groups)
-        for group in groups:
-            yield [rows[i] for i in group]
+        steps = list(zip(*(groups[number::ranks] for number in range(ranks)), strict=False))
+        source.shuffle(steps)
+        for step in steps:
+            yield [rows[i] for i in step[rank]]
 
 
 def collate(batch: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,46 +111,60 @@ def loss_of(model, batch: list[Row]) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(model.lm_head(hidden[learned]).float(), labels[:, 1:][learned])
 
 
-def train(model, rows: list[Row], tokens: int, *, batch_tokens: int, rate: float, seed: int, save) -> list[dict]:
-    """Train for ``tokens`` padded tokens; returns a record of loss and speed every 100 steps."""
+def mean_over_processes(tensors: list[torch.Tensor], ranks: int) -> None:
+    """Replace each tensor by its mean over the processes."""
+    flat = torch.nn.utils.parameters_to_vector(tensors)
+    dist.all_reduce(flat)
+    torch.nn.utils.vector_to_parameters(flat / ranks, tensors)
+
+
+def train(
+    model, tokenizer, rows: list[Row], tokens: int, *, batch_tokens: int, rate: float, seed: int, rank: int, ranks: int
+) -> Iterator[dict]:
+    """Train for ``tokens`` padded tokens; yields a record of loss and speed every 100 steps."""
     short = [row for row in rows if len(row[0]) <= 600]
-    source = random.Random(seed)
-    early, later = batches(short, batch_tokens, source), batches(rows, batch_tokens, source)
+    part = (batch_tokens // ranks, random.Random(seed), rank, ranks)
+    early, later = batches(short, *part), batches(rows, *part)
     model.train()
-    # The structured start moves slowly. An optimiser that normalises gradients would drag along the embeddings of the
-    # many words that a batch does not hold, and copying lives off words being easy to tell apart.
-    groups = [{"params": [], "weight_decay": decay, "share": share} for decay in (0.0, 0.05) for share in (0.3, 1.0)]
+    # Copying lives off words being easy to tell apart, and an optimiser that normalises gradients drags along, all in
+    # one direction, the embeddings of the many words that a batch does not hold. So what is only ever looked up (names,
+    # ids, numbers) stays as it was drawn, and the rest of the structured start moves slowly.
+    learned = torch.ones(model.config.vocab_size, 1)
+    learned[looked_up(tokenizer)] = 0
+    model.model.embed_tokens.weight.register_hook(lambda gradient: gradient * learned)
+    groups = [{"params": [], "weight_decay": decay, "share": share} for decay in (0.0, 0.05) for share in (0.5, 1.0)]
     for name, parameter in model.named_parameters():
         started = "embed_tokens" in name or "layers.0.self_attn" in name or "layers.1.self_attn" in name
         groups[2 * (parameter.ndim > 1 and not started) + (not started)]["params"].append(parameter)
     optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=rate, betas=(0.9, 0.95), fused=True
     )
-    seen, step, started, history, recent = 0, 0, time.monotonic(), [], []
-    with tqdm(total=tokens, unit="token", unit_scale=True, mininterval=5) as bar:
+    seen, step, started, recent = 0, 0, time.monotonic(), []
+    with tqdm(total=tokens, unit="token", unit_scale=True, mininterval=5, disable=rank > 0) as bar:
         while seen < tokens:
             batch = next(early if seen < 0.05 * tokens else later)
             loss = loss_of(model, batch)
             loss.backward()
+            size = torch.tensor([float(len(batch) * max(len(ids) for ids, _ in batch))])
+            loss = loss.detach()[None]
+            if ranks > 1:
+                mean_over_processes([*(p.grad for p in model.parameters()), size, loss], ranks)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             scale = min(1.0, (step + 1) / 50, 1.02 - seen / tokens)  # warm up, then down to nothing
             for group in optimizer.param_groups:
                 group["lr"] = rate * scale * group["share"]
             optimizer.step()
             optimizer.zero_grad()
-            size = len(batch) * max(len(ids) for ids, _ in batch)
+            size = round(size.item() * ranks)
             seen, step = seen + size, step + 1
             recent.append(loss.item())
             bar.update(size)
             if step % 100 == 0 or seen >= tokens:
                 seconds = time.monotonic() - started
                 mean = sum(recent) / len(recent)
-                history.append({"step": step, "tokens": seen, "loss": round(mean, 4), "seconds": round(seconds)})
                 bar.set_postfix(loss=f"{mean:.4f}")
                 recent.clear()
-                if len(history) % 5 == 0:
-                    save()
-    return history
+                yield {"step": step, "tokens": seen, "loss": round(mean, 4), "seconds": round(seconds)}
 
 
 @torch.no_grad()
@@ -176,8 +202,9 @@ classes. Its words (`inspect`, `take_item`, `capacity`, …) are among the {word
 vocabulary was collected from toy episodes, the prompts, and 60 tasks solved by the rule-based teacher, so that common
 words are one token each.
 
-**The attention of its first two layers did not start from random weights** but from a structure that copies
-(`knapsack.nano.model.start_copying`); all weights were trained on from there.
+**The attention of its first two layers did not start from random weights** but from a structure
+that copies (`knapsack.nano.model.start_copying`). All weights were trained on from there, except the embeddings of
+names, ids, numbers and letters, which are only ever looked up and stayed as they were drawn.
 
 On held-out exercises its first choice is right for {accuracies}.
 
@@ -219,55 +246,56 @@ def write_card(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "base")
-    parser.add_argument("--tokens", type=float, default=3.6e6, help="padded tokens to train on")
-    parser.add_argument("--exercises", type=int, default=5200)
+    parser.add_argument("--tokens", type=float, default=1.1e7, help="padded tokens to train on")
+    parser.add_argument("--exercises", type=int, default=14000)
     parser.add_argument("--toys", type=float, default=0.6, help="share of toy episodes among the exercises")
     parser.add_argument("--replays", type=float, default=0.2, help="share of replays of random code")
-    parser.add_argument("--batch-tokens", type=int, default=1536)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--batch-tokens", type=int, default=2048, help="padded tokens of a step, by all processes")
+    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     with interpreter_pool(2) as pool:
         tokenizer = nano.build_tokenizer(vocabulary_texts(pool))
 
         def rows_of(first_seed: int, count: int, shares: tuple[float, float]) -> list[Row]:
             return make_rows(tokenizer, curriculum.conversations(first_seed, count, pool, shares), count)
 
-        rows = rows_of(arguments.seed * 10**7, arguments.exercises, (arguments.toys, arguments.replays))
+        share = arguments.exercises // ranks
+        rows = rows_of(arguments.seed * 10**7 + rank * share, share, (arguments.toys, arguments.replays))
         kinds = {"toy episodes": (1.0, 0.0), "replays of code": (0.0, 1.0), "copied records": (0.0, 0.0)}
         held_out = {name: rows_of(9 * 10**8, 40, shares) for name, shares in kinds.items()}
+    if ranks > 1:
+        parts: list[list[Row]] = [[]] * ranks
+        dist.all_gather_object(parts, rows)
+        rows = [row for part in parts for row in part]
     model = nano.new_model(tokenizer, arguments.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {len(rows)} rows")
-
-    def save() -> None:
-        copy.deepcopy(model).to(torch.bfloat16).save_pretrained(arguments.out)
-        tokenizer.save_pretrained(arguments.out)
-
-    history = train(
-        model,
-        rows,
-        int(arguments.tokens),
-        batch_tokens=arguments.batch_tokens,
-        rate=arguments.rate,
-        seed=arguments.seed,
-        save=save,
-    )
-    save()
+    recipe = {"batch_tokens": arguments.batch_tokens, "rate": arguments.rate, "seed": arguments.seed}
+    history = []
+    for record in train(model, tokenizer, rows, int(arguments.tokens), **recipe, rank=rank, ranks=ranks):
+        history.append(record)
+        if rank == 0 and (len(history) % 5 == 0 or record["tokens"] >= arguments.tokens):
+            copy.deepcopy(model).to(torch.bfloat16).save_pretrained(arguments.out)
+            tokenizer.save_pretrained(arguments.out)
+    if rank > 0:
+        return
     record = {
-        "command": "python -m knapsack.nano.training",
+        "command": f"torchrun --nproc-per-node {ranks} -m knapsack.nano.training",
         "arguments": {k: v for k, v in vars(arguments).items() if k != "out"},
         "parameters": sum(p.numel() for p in model.parameters()),
         "vocabulary": len(tokenizer),
         "rows": len(rows),
         "row_tokens": sum(len(ids) for ids, _ in rows),
         "first_choice_accuracy_held_out": {name: round(accuracy(model, part), 4) for name, part in held_out.items()},
-        "probe": probe(arguments.out),
         "peak_memory_megabytes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "history": history,
         **provenance(),
     }
+    write_text(arguments.out / "training.json", as_json(record))
+    record["probe"] = probe(arguments.out)
     write_text(arguments.out / "training.json", as_json(record))
     write_card(arguments.out)
 

@@ -118,12 +118,26 @@ def test_the_structured_start_copies_before_any_training(tokenizer):
     assert (choice == torch.tensor(ids[4:])).float().mean() > 0.9
 
 
-def test_training_lowers_the_loss(tokenizer):
+def test_training_lowers_the_loss_and_leaves_what_is_only_looked_up_as_it_was_drawn(tokenizer):
     rows = training.make_rows(tokenizer, map(curriculum.copy_exercise, range(4)), 4)
     model = nano.new_model(tokenizer, 0)
-    before = training.loss_of(model, rows).item()
-    training.train(model, rows, 8000, batch_tokens=400, rate=5e-3, seed=0, save=lambda: None)
+    embeddings, before = model.get_input_embeddings().weight.clone(), training.loss_of(model, rows).item()
+    list(training.train(model, tokenizer, rows, 8000, batch_tokens=400, rate=5e-3, seed=0, rank=0, ranks=1))
     assert training.loss_of(model, rows).item() < 0.8 * before
+    moved = (model.get_input_embeddings().weight != embeddings).any(dim=1)
+    names = tokenizer.convert_tokens_to_ids(["inspect", "budget", "17", f"'{pool_id(3)}': ("])
+    assert moved[tokenizer.convert_tokens_to_ids("```")] and not moved[names].any()
+
+
+def test_processes_of_a_training_get_batches_of_like_rows_and_together_all_of_them():
+    rows = [(torch.full((length,), length), None) for length in range(1, 65)]
+    sides = [training.batches(rows, 160, random.Random(0), rank, 2) for rank in (0, 1)]
+    seen = set()
+    for _ in range(15):
+        one, two = ([len(ids) for ids, _ in next(side)] for side in sides)
+        assert abs(max(one) - max(two)) < 30
+        seen |= {*one, *two}
+    assert len(seen) > 50
 
 
 def test_the_shipped_base_is_small_and_says_how_it_was_made():
