@@ -71,14 +71,13 @@ ROLES = {name: (name, *_FREE[number :: len(NAMES)]) for number, name in enumerat
 ROLES |= {"things": tuple(_FREE), "field": tuple(_FIELDS.split()), "constant": tuple(_FIELDS.split())}
 ROLES |= {"tool": (*(word for word in _TALE if word not in {*UNSEEN, *_NOUN}), "inspect", "take_item", "list_items")}
 ORDERS = ("", "{0}", "{1}", "{0} + {1}", "{0} - {1}", "{1} - {0}", "{1} + {0}")  # keys to sort by
-PROBED = "{0} * {1}"  # of the probe alone
 CAPS = (25, 25, 25, 40, 60, 80, 100)
 
 
 class ToyWorld:
-    """One toy task and its tools."""
+    """One toy task and its tools. ``both``: a room to fill and refused kinds together, which no exercise has."""
 
-    def __init__(self, source: random.Random, words: tuple[str, ...], orders: tuple[str, ...], largest: int):
+    def __init__(self, source: random.Random, words: tuple[str, ...], largest: int, both: bool):
         count = round(3 * (largest / 3) ** source.random() ** 0.6)
         letters = [chr(65 + k) for k in range(source.choice((4, 6, 15, 26)))]
         low, high = source.choice(((20, 100), (50, 500), (20, 500)))
@@ -98,9 +97,8 @@ class ToyWorld:
         fields = [draw("field") for _ in range(numbers + 1)]
         limit, room, wanted = (draw("constant") for _ in range(3))
         constants: dict[str, int | str] = {limit: source.randint(max(1, count * 2 // 3), count)}
-        orders = orders if numbers == 2 else tuple(order for order in orders if "{1}" not in order) or ("",)
-        order = source.choice(orders)
-        fits = source.choice((None, None, *range(numbers))) if source.random() < 0.5 else ""
+        order = source.choice([order for order in ORDERS if numbers == 2 or "{1}" not in order])
+        fits = source.choice((None, None, *range(numbers))) if source.random() < 0.5 or both else ""
         said = [f"highest {order.format(*fields)} first"] if order else []
         if fits != "":
             sizes = sum(record[fits or 0] if fits is not None else 1 for record in self.things.values())
@@ -115,7 +113,7 @@ class ToyWorld:
                 constants[wanted] = source.randint(1, low // 2)
                 only = f"{{0}} > {wanted}"
             said.append(f"only {only.format(*fields)}")
-        refuses = fits == "" and source.random() < 0.5
+        refuses = both or (fits == "" and source.random() < 0.5)
         self.refused = set(source.sample(letters, source.randint(1, len(letters) - 1))) if refuses else set()
         said += [f"some {fields[-1]} are refused"] if refuses else []
         names = list(constants)
@@ -155,7 +153,7 @@ class ToyWorld:
     def _act(self, thing: str) -> None:
         if self.things[thing][2] in self.refused:
             raise PermissionError(f"{self.things[thing][2]!r} is not allowed")
-        if thing in self.acted and self.world.refuses:
+        if thing in self.acted and self.world.refuses and not self.world.room:
             raise ValueError(f"done already: {thing}")
         if thing not in self.acted:
             self.acted.append(thing)
@@ -175,10 +173,10 @@ class ToyWorld:
         return [message("system", system), message("user", user)]
 
 
-def toy(seed: int, words: tuple[str, ...] = PRACTISED, orders: tuple[str, ...] = ORDERS, largest: int = 44):
+def toy(seed: int, words: tuple[str, ...] = PRACTISED, largest: int = 44, both: bool = False):
     """A toy world and a plan for its writer, all drawn from ``seed``."""
     source = stream(seed, "toy")
-    world = ToyWorld(source, words, orders, largest)
+    world = ToyWorld(source, words, largest, both)
     plan = Plan.draw(source, 25)
     plan = replace(plan, slip=source.choice((0, 1, 2, 3)) if source.random() < 0.2 else None)
     if source.random() < 0.5:
