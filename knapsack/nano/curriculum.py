@@ -6,8 +6,7 @@ the writer binds; so that whatever is specific has to be copied from the context
 style and runtime are drawn independently, and each episode is really executed: so the base learns both ways of
 carrying state, and the way on from errors, without learning which way goes with which runtime.
 
-No toy world sorts by a ratio, and none has both a room to fill and kinds that are refused: Opaque Knapsack, whose
-words may occur here in any role, remains one more unseen world.
+No toy world sorts by a ratio: Opaque Knapsack, whose words may occur here in any role, remains one more unseen world.
 """
 
 import json
@@ -21,6 +20,7 @@ from knapsack.agent import Reply, code_block, run_alone
 from knapsack.prompts import (
     COMPACT,
     RUNTIME_COMPACT,
+    TASK_COMPACT,
     Message,
     message,
     observation_message,
@@ -75,9 +75,10 @@ CAPS = (25, 25, 25, 40, 60, 80, 100)
 
 
 class ToyWorld:
-    """One toy task and its tools. ``both``: a room to fill and refused kinds together, which no exercise has."""
+    """One toy task and its tools. ``all_at_once``: with a condition, a room to fill and refused kinds, as in no
+    exercise."""
 
-    def __init__(self, source: random.Random, words: tuple[str, ...], largest: int, both: bool):
+    def __init__(self, source: random.Random, words: tuple[str, ...], largest: int, all_at_once: bool):
         count = round(3 * (largest / 3) ** source.random() ** 0.6)
         letters = [chr(65 + k) for k in range(source.choice((4, 6, 15, 26)))]
         low, high = source.choice(((20, 100), (50, 500), (20, 500)))
@@ -98,14 +99,14 @@ class ToyWorld:
         limit, room, wanted = (draw("constant") for _ in range(3))
         constants: dict[str, int | str] = {limit: source.randint(max(1, count * 2 // 3), count)}
         order = source.choice([order for order in ORDERS if numbers == 2 or "{1}" not in order])
-        fits = source.choice((None, None, *range(numbers))) if source.random() < 0.5 or both else ""
+        fits = source.choice((None, None, *range(numbers))) if source.random() < 0.5 or all_at_once else ""
         said = [f"highest {order.format(*fields)} first"] if order else []
         if fits != "":
             sizes = sum(record[fits or 0] if fits is not None else 1 for record in self.things.values())
             constants[room] = max(1, min(500, round(sizes * source.uniform(0.1, 0.6))))
             said.append(f"up to {room} {fields[fits] if fits is not None else 'of them'}")
         only = ""
-        if source.random() < 0.4:
+        if source.random() < 0.4 or all_at_once:
             if source.random() < 0.5:
                 constants[wanted] = source.choice([record[2] for record in self.things.values()])
                 only = f"{{{numbers}}} == {wanted}"
@@ -113,7 +114,7 @@ class ToyWorld:
                 constants[wanted] = source.randint(1, low // 2)
                 only = f"{{0}} > {wanted}"
             said.append(f"only {only.format(*fields)}")
-        refuses = both or (fits == "" and source.random() < 0.5)
+        refuses = all_at_once or (source.random() < 0.5 and not (fits != "" and only))
         self.refused = set(source.sample(letters, source.randint(1, len(letters) - 1))) if refuses else set()
         said += [f"some {fields[-1]} are refused"] if refuses else []
         names = list(constants)
@@ -165,19 +166,20 @@ class ToyWorld:
         world = self.world
         tools = {"listing": world.listing, "reading": world.reading, "acting": world.acting}
         system = COMPACT.format(runtime=RUNTIME_COMPACT[kind], fields=", ".join(world.fields), cap=self.cap, **tools)
-        user = (
-            f"{world.things}, {world.fields[-1]} {self.letters}: {world.reading} up to {world.limit} {world.things}, "
+        user = TASK_COMPACT.format(
+            **tools | {"things": world.things, "kind": world.fields[-1], "letters": self.letters, "limit": world.limit},
+            goal=self.goal,
+            constants="\n".join(f"{name} = {value!r}" for name, value in world.constants.items()),
         )
-        user += f"{world.acting} {self.goal}.\n"
-        user += "\n".join(f"{name} = {value!r}" for name, value in world.constants.items())
         return [message("system", system), message("user", user)]
 
 
-def toy(seed: int, words: tuple[str, ...] = PRACTISED, largest: int = 44, both: bool = False):
+def toy(seed: int, words: tuple[str, ...] = PRACTISED, largest: int = 44, all_at_once: bool = False):
     """A toy world and a plan for its writer, all drawn from ``seed``."""
     source = stream(seed, "toy")
-    world = ToyWorld(source, words, largest, both)
+    world = ToyWorld(source, words, largest, all_at_once)
     plan = Plan.draw(source, 25)
+    plan = replace(plan, batch=source.randint(3, 22))
     plan = replace(plan, slip=source.choice((0, 1, 2, 3)) if source.random() < 0.2 else None)
     if source.random() < 0.5:
         plan = replace(plan, report=tuple(source.sample(words, 2)))

@@ -1,9 +1,9 @@
 """Does a scale model act rightly in worlds it never saw? ``python -m knapsack.nano.probe [base] [adapter]``
 
 The probe's worlds have tools, fields, constants and variables named by words that occur in no exercise, and half of
-them a goal that none has: a room to fill, and kinds that are refused. The first reply of each episode is the writer's,
-which sets the style; all others are the model's. So a weak base is told from a weak adapter before anything is
-fine-tuned.
+them a goal that none has: a condition, a room to fill and refused kinds at once. The first reply of each episode is the
+writer's, which sets the style; all others are the model's. So a weak base is told from a weak adapter before anything
+is fine-tuned.
 """
 
 import argparse
@@ -24,7 +24,7 @@ LIMITS = {"context_length": 4096, "max_new_tokens": 1024, "temperature": 0.2, "s
 
 def held_out_world(seed: int) -> tuple[curriculum.ToyWorld, curriculum.Plan]:
     """A world of unseen words, with room to repeat all its readings in one turn, and a plan without mistakes."""
-    world, plan = curriculum.toy(seed, curriculum.UNSEEN, 36, both=bool(seed % 2))
+    world, plan = curriculum.toy(seed, curriculum.UNSEEN, 36, all_at_once=bool(seed % 2))
     world.cap = CAP
     return world, replace(plan, slip=None, overreach=False)
 

@@ -128,8 +128,9 @@ def train(
     model.train()
     # Copying lives off words being easy to tell apart, and an optimiser that normalises gradients drags along, all in
     # one direction, the embeddings of the many words that a batch does not hold. So what is only ever looked up (names,
-    # ids, numbers) stays as it was drawn, and the rest of the structured start moves slowly.
-    learned = torch.ones(model.config.vocab_size, 1)
+    # ids, numbers), or never occurs, stays as it was drawn, and the rest of the structured start moves slowly.
+    learned = torch.zeros(model.config.vocab_size, 1)
+    learned[torch.cat([ids for ids, _ in rows]).unique().long()] = 1
     learned[looked_up(tokenizer)] = 0
     model.model.embed_tokens.weight.register_hook(lambda gradient: gradient * learned)
     groups = [{"params": [], "weight_decay": decay, "share": share} for decay in (0.0, 0.05) for share in (0.5, 1.0)]
@@ -197,14 +198,14 @@ record of that run.
 - {replays:.0%} replays of random code: all that ran and the block that failed, written again in one.
 - {copies:.0%} copying: restate a record of up to 60 entries and a few numbers from the last observation.
 
-**It has not seen** Opaque Knapsack: no episode of it, no order by a ratio, no world with both a capacity and refused
-classes. Its words (`inspect`, `take_item`, `capacity`, …) are among the {words}, so they occur in any role. The
-vocabulary was collected from toy episodes, the prompts, and 60 tasks solved by the rule-based teacher, so that common
-words are one token each.
+**It has not seen** Opaque Knapsack: no episode of it, and no order by a ratio. Its words (`inspect`, `take_item`,
+`capacity`, …) are among the {words}, so they occur in any role. The vocabulary was collected from toy episodes, the
+prompts, and 60 tasks solved by the rule-based teacher, so that common words are one token each.
 
 **The attention of its first two layers did not start from random weights** but from a structure
 that copies (`knapsack.nano.model.start_copying`). All weights were trained on from there, except the embeddings of
-names, ids, numbers and letters, which are only ever looked up and stayed as they were drawn.
+names, ids, numbers and letters, which are only ever looked up, and of words that never occurred: these stayed as they
+were drawn.
 
 On held-out exercises its first choice is right for {accuracies}.
 
