@@ -136,12 +136,13 @@ def find_adapter(folder: str | Path) -> Path:
 def content_digest(source: str | Path) -> str:
     """Digest of what determines a model's or adapter's replies; for a name that is no folder, the name.
 
-    That is all of its weights, configurations, tokenizer and chat template: another of any is another model.
+    That is all of its weights, configurations, tokenizer and chat template: another of any is another model; the
+    record of how it was made is no part of it.
     """
     if not Path(source).is_dir():
         return str(source)
     kinds = (".json", ".jinja", ".safetensors", ".bin", ".txt", ".model")
-    files = sorted(path for path in Path(source).iterdir() if path.suffix in kinds)
+    files = sorted(path for path in Path(source).iterdir() if path.suffix in kinds and path.name != "training.json")
     return digest("".join(path.name + file_digest(path) for path in files))[:16]
 
 
