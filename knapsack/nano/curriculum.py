@@ -20,7 +20,6 @@ from knapsack.agent import Reply, code_block, run_alone
 from knapsack.prompts import (
     COMPACT,
     RUNTIME_COMPACT,
-    TASK_COMPACT,
     Message,
     message,
     observation_message,
@@ -166,11 +165,11 @@ class ToyWorld:
         world = self.world
         tools = {"listing": world.listing, "reading": world.reading, "acting": world.acting}
         system = COMPACT.format(runtime=RUNTIME_COMPACT[kind], fields=", ".join(world.fields), cap=self.cap, **tools)
-        user = TASK_COMPACT.format(
-            **tools | {"things": world.things, "kind": world.fields[-1], "letters": self.letters, "limit": world.limit},
-            goal=self.goal,
-            constants="\n".join(f"{name} = {value!r}" for name, value in world.constants.items()),
+        user = (
+            f"{world.things}, {world.fields[-1]} {self.letters}: {world.reading} up to {world.limit} {world.things}, "
         )
+        user += f"{world.acting} {self.goal}.\n"
+        user += "\n".join(f"{name} = {value!r}" for name, value in world.constants.items())
         return [message("system", system), message("user", user)]
 
 

@@ -15,7 +15,7 @@ from knapsack.nano import curriculum, training
 from knapsack.nano import model as nano
 from knapsack.runs import find_base
 from knapsack.runtime import KINDS, Observation, interpreter_pool
-from knapsack.tasks import pool_id, preset, sample_task
+from knapsack.tasks import pool_id
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +66,6 @@ def test_no_toy_world_is_opaque_knapsack():
     for seed in range(300):
         world = curriculum.toy(seed)[0].world
         assert " / " not in world.order and not (world.only and world.room and world.refuses)
-
-
-def test_the_compact_task_is_told_as_a_toy_world_is():
-    shape = re.compile(r"\w+, \w+ [A-Z] to [A-Z]: \w+ up to \w+ \w+, \w+ [^\n]+\.(\n\w+ = [^\n]+)+")
-    task = sample_task(3, preset("nano_easy"))
-    for kind in KINDS:
-        for messages in (prompts.opening(task, kind, 25, "compact"), curriculum.toy(3)[0].opening(kind)):
-            assert shape.fullmatch(messages[1]["content"])
 
 
 def test_only_the_persistent_style_in_a_stateless_runtime_runs_its_code_again(toys):
