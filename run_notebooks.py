@@ -243,7 +243,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="nano", help="nano (default), small or paper")
     parser.add_argument("--out", type=Path, help="the run folder (default runs/<profile>)")
-    parser.add_argument("--reuse", type=Path, help="a finished run: what it made with the same parameters is taken over")
+    parser.add_argument("--reuse", type=Path, help="a run: what it made with the same parameters is taken over")
     parser.add_argument("--from", dest="first", type=int, default=1, metavar="N", help="start at notebook N")
     parser.add_argument("--to", dest="last", type=int, metavar="N", help="stop after notebook N")
     parser.add_argument("--only", type=int, metavar="N", help="run notebook N alone")

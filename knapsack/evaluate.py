@@ -123,11 +123,12 @@ def evaluate(
 ) -> None:
     """Play the first ``counts[split]`` tasks of each cell's split and write each episode as it ends.
 
-    Finished episodes are skipped, those that ``run.other`` has are taken over, and none depends on which others are played beside it, so an interrupted run
-    ends as an uninterrupted one. A damaged file of an episode or a cell is named on stderr and made again. Models play
-    in ``processes`` worker processes of one thread each; one named in ``endpoints`` (also "teacher") is asked
-    there, by ``settings.slots`` episodes of each process at once, until ``max_total_tokens`` (0: no cap) are spent on
-    endpoints in this and earlier calls. Each reply that was paid for is kept and not asked for again.
+    Finished episodes are skipped, those that ``run.other`` has are taken over, and none depends on which others are
+    played beside it, so an interrupted run ends as an uninterrupted one. A damaged file of an episode or a cell is
+    named on stderr and made again. Models play in ``processes`` worker processes of one thread each; one named in
+    ``endpoints`` (also "teacher") is asked there, by ``settings.slots`` episodes of each process at once, until
+    ``max_total_tokens`` (0: no cap) are spent on endpoints in this and earlier calls. Each reply that was paid for is
+    kept and not asked for again.
 
     Raises, before anything is played, FileNotFoundError (tasks, base or adapter missing), CorruptFileError (one of
     them damaged), FolderInUseError (another process evaluates into this run), ImportError (endpoints without the
@@ -210,7 +211,8 @@ def _record(run: Run, folder: Path, kind: Kind, parameters: dict, tasks: list[Ta
             raise ValueError(runs.elsewhere(run.folder, change))
     for task_id, now in digests.items():
         if before.get("tasks", {}).get(task_id, now) != now:
-            raise ValueError(runs.elsewhere(run.folder, f"{folder} was begun with another task or prompt for {task_id}"))
+            change = f"{folder} was begun with another task or prompt for {task_id}"
+            raise ValueError(runs.elsewhere(run.folder, change))
     digests = dict(sorted((before.get("tasks", {}) | digests).items()))
     return parameters | {"tasks": digests, "task_ids": list(digests)}
 

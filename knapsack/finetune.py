@@ -430,11 +430,11 @@ def finetune(
     """Train an adapter of ``base`` ("nano", a folder, or a Hugging Face name) on ``rows`` into ``output``.
 
     If ``output`` holds a finished adapter of the same recipe, rows and base, its report is returned; if of others,
-    ValueError says what differs. One that ``other``, such a folder of another run, holds is taken over. Raises FileNotFoundError for a missing base, ValueError for an unknown back end, for
-    rows too few or too long and for target modules that the base lacks, ImportError for a package that is not
-    installed, RuntimeError if the back end cannot be imported any more (see ``prepare_backend``) or does not do what
-    the recipe says, FolderInUseError if another process trains into ``output``, and OSError, with what to do, if the
-    disk is full or read-only.
+    ValueError says what differs. One that ``other``, such a folder of another run, holds is taken over. Raises
+    FileNotFoundError for a missing base, ValueError for an unknown back end, for rows too few or too long and for
+    target modules that the base lacks, ImportError for a package that is not installed, RuntimeError if the back end
+    cannot be imported any more (see ``prepare_backend``) or does not do what the recipe says, FolderInUseError if
+    another process trains into ``output``, and OSError, with what to do, if the disk is full or read-only.
     """
     from knapsack.gpu.backends import check_packages, prepare_backend
 
