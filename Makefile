@@ -39,9 +39,7 @@ report: $(READY)  ## run the report: five notebooks, results in runs/nano
 seeds: $(READY)  ## two further training seeds of the default run, put beside it in notebook 05; SEEDS="1 2 3" for more
 	test -f runs/nano/results/episodes.csv || $(MAKE) report
 	for seed in $(SEEDS); do \
-	  mkdir -p runs/seed$$seed/evaluations && cp -r runs/nano/tasks runs/nano/traces runs/seed$$seed/ \
-	    && cp -r runs/nano/evaluations/base_* runs/nano/evaluations/teacher_* runs/seed$$seed/evaluations/ \
-	    && $(BIN)/python run_notebooks.py --to 4 --out runs/seed$$seed -p 03_finetune.seed=$$seed || exit 1; \
+	  $(BIN)/python run_notebooks.py --to 4 --out runs/seed$$seed --reuse runs/nano -p 03_finetune.seed=$$seed || exit 1; \
 	done
 	$(BIN)/python run_notebooks.py --only 5 -p more_runs=$(subst $(SPACE),$(COMMA),$(addprefix runs/seed,$(SEEDS)))
 

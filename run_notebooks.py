@@ -3,6 +3,8 @@
     python run_notebooks.py                               the nano profile into runs/nano
     python run_notebooks.py --profile small --out runs/a  another profile, another folder
     python run_notebooks.py --only 5 -p n_resamples=1000  one notebook, one parameter
+    python run_notebooks.py --out runs/warm --reuse runs/nano -p 04_evaluate.temperature=1
+                                                          another run, which makes only what differs
     python run_notebooks.py -p 03_finetune.seed=1         a parameter of one notebook only
     python run_notebooks.py --profile paper --dry-run     the plan: tokens, hours, what is missing here
 
@@ -35,7 +37,7 @@ try:
 
     from knapsack.preflight.checks import Wanted, find_missing
     from knapsack.preflight.parameters import check, check_together, declared
-    from knapsack.runs import CorruptFileError, Run, open_run, read_json
+    from knapsack.runs import UNRELATED, CorruptFileError, Run, elsewhere, open_run, other_run, read_json
 except ImportError as error:
     sys.exit(f"{error}: install first, with `make report` or `pip install -r requirements.lock && pip install -e .`")
 
@@ -43,7 +45,7 @@ ROOT = Path(__file__).resolve().parent
 RUNNER = "run_notebooks"  # this program's entry in the manifest
 RECOMPUTED = "05_analysis"  # keeps nothing from an earlier run, so its parameters may change
 # What a resumed run may change: what has no effect on results, and which cells are played (each says how it was made).
-FREE = {"run_folder", "processes", "max_total_tokens", "models", "runtimes", "splits", "caps", "server"}
+FREE = {*UNRELATED, "models", "runtimes", "splits", "caps", "server"}
 GROWING = {"n_train", "n_easy", "n_hard"}  # more tasks leave the first ones as they are
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 ABOUT = {"description", "offline", "gpu_memory_gb", "model", "rates"}  # what a profile says beside parameters
@@ -95,13 +97,14 @@ def declaring(steps: list[Step], name: str, source: str) -> list[Step]:
     raise ValueError(f"{source}: there is no parameter {name!r}; valid are {', '.join(valid)}")
 
 
-def plan(profile_name: str, run_folder: str, assignments: list[str]) -> list[Step]:
+def plan(profile_name: str, run_folder: str, assignments: list[str], reuse: str = "") -> list[Step]:
     """All notebooks with the parameters of the profile, then of ``-p``. Raises ValueError for a bad name or value."""
     profile, steps = load_profile(profile_name), []
     for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         types, defaults = declared(path)
         chosen = profile.get(path.stem, {})
-        steps.append(Step(path.stem, path, types, defaults, {**defaults, **chosen, "run_folder": run_folder}))
+        folders = {"run_folder": run_folder} | ({"reuse": reuse} if "reuse" in types else {})
+        steps.append(Step(path.stem, path, types, defaults, {**defaults, **chosen, **folders}))
         for name in chosen:
             declaring(steps[-1:], name, f"profile {profile_name}, {path.stem}")
     if unknown := profile.keys() - ABOUT - {step.name for step in steps}:
@@ -109,8 +112,8 @@ def plan(profile_name: str, run_folder: str, assignments: list[str]) -> list[Ste
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         step, _, name = name.rpartition(".")
-        if not equals or name == "run_folder":
-            raise ValueError(f"-p {assignment}: needs name=value; the run folder is chosen with --out")
+        if not equals or name in ("run_folder", "reuse"):
+            raise ValueError(f"-p {assignment}: needs name=value; folders are chosen with --out and --reuse")
         asked = [known for known in steps if step in ("", known.name)]
         if not asked:
             raise ValueError(f"-p {assignment}: there is no notebook {step}")
@@ -147,7 +150,7 @@ def check_unchanged(run: Run, steps: list[Step]) -> None:
             before, now = recorded[name], step.parameters[name]
             if before != now and not (name in GROWING and now > before):
                 change = f"{step.name} was run with {name} = {before!r}, now {now!r}"
-                raise ValueError(f"{run.folder}: {change}: choose another folder with --out, or add --fresh")
+                raise ValueError(elsewhere(run.folder, change))
 
 
 def preview(run: Run, every: list[Step], chosen: list[Step], options: argparse.Namespace) -> str | None:
@@ -232,10 +235,15 @@ def summary(run: Run, steps: list[Step]) -> str:
     return "\n".join([*lines, *(f"{path.name:<14} {path}" for path in places if path.is_dir())])
 
 
+def shown(folder: Path) -> str:
+    return (folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder).as_posix()
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="nano", help="nano (default), small or paper")
     parser.add_argument("--out", type=Path, help="the run folder (default runs/<profile>)")
+    parser.add_argument("--reuse", type=Path, help="a run: what it made with the same parameters is taken over")
     parser.add_argument("--from", dest="first", type=int, default=1, metavar="N", help="start at notebook N")
     parser.add_argument("--to", dest="last", type=int, metavar="N", help="stop after notebook N")
     parser.add_argument("--only", type=int, metavar="N", help="run notebook N alone")
@@ -249,8 +257,8 @@ def main(arguments: list[str]) -> int:
     folder = options.out.expanduser().resolve() if options.out else ROOT / "runs" / options.profile
     run, steps, problem, status = Run(folder), [], None, 0
     try:
-        shown = (folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder).as_posix()
-        every = plan(options.profile, shown, options.assignments)
+        other = other_run(folder, options.reuse.expanduser().resolve()) if options.reuse else None
+        every = plan(options.profile, shown(folder), options.assignments, shown(other.folder) if other else "")
         first, last = options.first, len(every) if options.last is None else options.last
         if options.only is not None:
             first = last = options.only

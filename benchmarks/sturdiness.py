@@ -9,7 +9,6 @@ first study's, as in ``make seeds``. A finished study is kept, an interrupted on
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +29,6 @@ ARITHMETICS = {  # what is set in the environment
     "other": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"},
 }  # avx2: for a processor with AVX-512; where AVX2 is all there is, it is the usual one
 PRODUCT = "import torch; torch.manual_seed(0); print((torch.randn(192, 512) @ torch.randn(512, 512)).double().tolist())"
-SHARED = ("tasks", "traces", "evaluations/base_*", "evaluations/teacher_*")
 HEAD = """# Another training of the default study
 
 Profile nano, trained and played in {count} studies: training seeds {seeds}, each under the arithmetic {arithmetics}.
@@ -50,10 +48,10 @@ def play(folder: Path, first: Path, seed: int, arithmetic: str) -> None:
     """Train and play a study into ``folder``, with what does not depend on training from the ``first`` one."""
     if (Run(folder).results / "claims.csv").exists():
         return
-    for source in (path for pattern in SHARED if folder != first for path in first.glob(pattern)):
-        shutil.copytree(source, folder / source.relative_to(first), dirs_exist_ok=True)
     command = [sys.executable, ROOT / "run_notebooks.py", "--out", folder, "-p", f"03_finetune.seed={seed}"]
-    subprocess.run(command, env=os.environ | ARITHMETICS[arithmetic], check=True)
+    reuse = ["--reuse", first] if folder != first else []
+    for part in (["--to", "2", *reuse], ["--only", "3"], ["--from", "4", *reuse]):  # a training is always made
+        subprocess.run([*command, *part], env=os.environ | ARITHMETICS[arithmetic], check=True)
 
 
 def scores(cells: dict[str, pd.DataFrame]) -> tuple[Table, float]:

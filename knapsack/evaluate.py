@@ -123,11 +123,12 @@ def evaluate(
 ) -> None:
     """Play the first ``counts[split]`` tasks of each cell's split and write each episode as it ends.
 
-    Finished episodes are skipped, and none depends on which others are played beside it, so an interrupted run
-    ends as an uninterrupted one. A damaged file of an episode or a cell is named on stderr and made again. Models play
-    in ``processes`` worker processes of one thread each; one named in ``endpoints`` (also "teacher") is asked
-    there, by ``settings.slots`` episodes of each process at once, until ``max_total_tokens`` (0: no cap) are spent on
-    endpoints in this and earlier calls. Each reply that was paid for is kept and not asked for again.
+    Finished episodes are skipped, those that ``run.other`` has are taken over, and none depends on which others are
+    played beside it, so an interrupted run ends as an uninterrupted one. A damaged file of an episode or a cell is
+    named on stderr and made again. Models play in ``processes`` worker processes of one thread each; one named in
+    ``endpoints`` (also "teacher") is asked there, by ``settings.slots`` episodes of each process at once, until
+    ``max_total_tokens`` (0: no cap) are spent on endpoints in this and earlier calls. Each reply that was paid for is
+    kept and not asked for again.
 
     Raises, before anything is played, FileNotFoundError (tasks, base or adapter missing), CorruptFileError (one of
     them damaged), FolderInUseError (another process evaluates into this run), ImportError (endpoints without the
@@ -161,12 +162,15 @@ def evaluate(
             if endpoint:  # whose replies depend on no weights and no batch of ours
                 place = {"endpoint": endpoint.identity}
                 parameters = place | parameters | {"base": None, "base_digest": None, "slots": None}
-            record = records[folder] = _record(folder, cell.runtime, parameters, tasks[cell.split])
+            record = records[folder] = _record(run, folder, cell.runtime, parameters, tasks[cell.split])
             facts = [cell.model, cell.runtime, parameters]
             for task in tasks[cell.split]:
                 text = json.dumps([*facts, record["tasks"][task.task_id]], sort_keys=True)
                 episode = OpenEpisode(cell, folder, task, runs.digest(text))
-                if not traces.episode_done(folder, task.task_id, episode.made_with):
+                if traces.episode_done(folder, task.task_id, episode.made_with):
+                    continue
+                source = run.other and cell.folder(run.other)
+                if not (source and traces.take_over(source, folder, task.task_id, episode.made_with)):
                     waiting[cell.model, folder.parent].append(episode)
         shared, jobs = (settings, device, max_total_tokens), []
         for (model, _), episodes in waiting.items():
@@ -187,7 +191,7 @@ def evaluate(
                 _play_all(sorted(jobs, key=lambda job: -job.size), processes, bar)
 
 
-def _record(folder: Path, kind: Kind, parameters: dict, tasks: list[Task]) -> dict:
+def _record(run: Run, folder: Path, kind: Kind, parameters: dict, tasks: list[Task]) -> dict:
     """The content of a cell's ``settings.json``. Raises ValueError naming what differs from the one that is there.
 
     A lost one is forgotten: each episode says itself with what it was made.
@@ -203,10 +207,12 @@ def _record(folder: Path, kind: Kind, parameters: dict, tasks: list[Task]) -> di
         raise ValueError(f"{folder} holds episodes but no settings.json that says how they were made: {REMEDY}")
     for name, value in parameters.items() if before else ():
         if before.get(name) != value:
-            raise ValueError(f"{folder} was begun with {name} = {before.get(name)!r}, now {value!r}: {REMEDY}")
+            change = f"{folder} was begun with {name} = {before.get(name)!r}, now {value!r}"
+            raise ValueError(runs.elsewhere(run.folder, change))
     for task_id, now in digests.items():
         if before.get("tasks", {}).get(task_id, now) != now:
-            raise ValueError(f"{folder} was begun with another task or prompt for {task_id}: {REMEDY}")
+            change = f"{folder} was begun with another task or prompt for {task_id}"
+            raise ValueError(runs.elsewhere(run.folder, change))
     digests = dict(sorted((before.get("tasks", {}) | digests).items()))
     return parameters | {"tasks": digests, "task_ids": list(digests)}
 

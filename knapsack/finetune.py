@@ -394,23 +394,47 @@ def _finished(output: Path, made_from: dict) -> TrainingReport | None:
         changes = [f"{n} ({old.get(n)!r}, now {new.get(n)!r})" for n in new | old if new.get(n) != old.get(n)]
         if changes := changes + [name for name in ("rows", "base") if before[name] != made_from[name]]:
             what = f"{output} holds an adapter made with another {', '.join(changes)}"
-            raise ValueError(f"{what}; run again with --fresh or delete {path.name}")
+            raise ValueError(runs.elsewhere(output.parent.parent, what))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is of another version ({error!r}); run again with --fresh") from error
     return report if (output / "adapter").exists() else None
 
 
+def _taken_over(other: Path, output: Path, made_from: dict) -> TrainingReport | None:
+    """The report of the same training in ``other``, put into ``output`` with its adapter; None if there is none.
+
+    A damaged one is named on stderr."""
+    try:
+        runs.check(other / "training.json", "it is trained anew")
+        if not (report := _finished(other, made_from)):
+            return None
+        runs.check(other / "adapter", "it is trained anew")
+    except runs.CorruptFileError as problem:
+        return runs.tell(problem)
+    except ValueError:  # made from something else
+        return None
+    for name in ("adapter", "training.json"):
+        runs.copy(other / name, output / name)
+    return report
+
+
 def finetune(
-    recipe: Recipe, rows: list[dict], base: str, output: str | Path, backend: str = "auto", progress: bool = True
+    recipe: Recipe,
+    rows: list[dict],
+    base: str,
+    output: str | Path,
+    backend: str = "auto",
+    progress: bool = True,
+    other: Path | None = None,
 ) -> TrainingReport:
     """Train an adapter of ``base`` ("nano", a folder, or a Hugging Face name) on ``rows`` into ``output``.
 
     If ``output`` holds a finished adapter of the same recipe, rows and base, its report is returned; if of others,
-    ValueError says what differs. Raises FileNotFoundError for a missing base, ValueError for an unknown back end, for
-    rows too few or too long and for target modules that the base lacks, ImportError for a package that is not
-    installed, RuntimeError if the back end cannot be imported any more (see ``prepare_backend``) or does not do what
-    the recipe says, FolderInUseError if another process trains into ``output``, and OSError, with what to do, if the
-    disk is full or read-only.
+    ValueError says what differs. One that ``other``, such a folder of another run, holds is taken over. Raises
+    FileNotFoundError for a missing base, ValueError for an unknown back end, for rows too few or too long and for
+    target modules that the base lacks, ImportError for a package that is not installed, RuntimeError if the back end
+    cannot be imported any more (see ``prepare_backend``) or does not do what the recipe says, FolderInUseError if
+    another process trains into ``output``, and OSError, with what to do, if the disk is full or read-only.
     """
     from knapsack.gpu.backends import check_packages, prepare_backend
 
@@ -419,6 +443,8 @@ def finetune(
     made_from = {"recipe": recipe_json, "rows": _digest(rows), "base": runs.content_digest(source)}
     with runs.writing(output):
         if report := _finished(output, made_from):
+            return report
+        if other and (report := _taken_over(other, output, made_from)):
             return report
         check_packages(recipe)
         shutil.rmtree(output / "adapter", ignore_errors=True)  # without training.json it is of no known origin

@@ -24,14 +24,24 @@ from pathlib import Path
 import pydantic
 from filelock import FileLock, Timeout
 
+MADE = {  # by the notebooks whose results others build on
+    "01_generate": ("tasks",),
+    "02_traces": ("traces", "training/*/traces.jsonl", "results/training.csv"),
+    "03_finetune": ("training/*/adapter", "training/*/training.json"),
+}
+UNRELATED = {"run_folder", "reuse", "processes", "max_total_tokens"}  # parameters on which no result depends
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "pydantic-monty", "numpy", "pandas", "scipy")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Paths below a run's folder. Every notebook reads and writes here and nowhere else."""
+    """Paths below a run's folder. Every notebook writes here and nowhere else.
+
+    ``other`` is a run of which whatever would come out again is taken over instead of being made here.
+    """
 
     folder: Path
+    other: "Run | None" = None
 
     def tasks(self, split: str) -> Path:
         return self.folder / "tasks" / split
@@ -56,10 +66,32 @@ class Run:
         a value that is out of bounds or does not go with those of the notebooks that were run before."""
         from knapsack.preflight.parameters import check, check_together, declared
 
+        if self.other:
+            self.take_over(step)
         types, _ = declared(project_folder() / "notebooks" / f"{step}.ipynb")
         own = check(step, types, {name: namespace[name] for name in types})
         check_together({made: row["parameters"] for made, row in self.read_manifest().items()} | {step: own}, [step])
         return own
+
+    def take_over(self, step: str) -> None:
+        """Copy what the notebooks before ``step`` made in the other run, as far as they did not run here.
+
+        Raises ValueError if that was made from other parameters than what was made here, CorruptFileError if a file of
+        it is damaged.
+        """
+        own, theirs = self.read_manifest(), self.other.read_manifest()
+        for earlier in (name for name in MADE if name < step and name in theirs):
+            if earlier in own:
+                here, there = (settings_of(manifest[earlier]["parameters"]) for manifest in (own, theirs))
+                if any(name not in own for name in MADE if earlier < name < step) and here != there:
+                    differing = ", ".join(sorted(name for name in here | there if here.get(name) != there.get(name)))
+                    problem = f"{self.other.folder} ran {earlier} with another {differing}: what it made next is not"
+                    raise ValueError(f"{problem} this run's; run the notebooks before {step} here")
+                continue
+            for pattern in MADE[earlier]:
+                for path in sorted(self.other.folder.glob(pattern)):
+                    copy(path, self.folder / path.relative_to(self.other.folder))
+            keep(self.manifest, as_json(own := own | {earlier: theirs[earlier]}))
 
     def record(self, step: str, parameters: dict, seconds: float | None = None) -> None:
         """Note in the manifest how ``step`` (a notebook's name) was run: parameters, versions, commit, machine."""
@@ -82,12 +114,19 @@ def project_folder() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
-def open_run(folder: str | Path) -> Run:
-    """The run in ``folder``; a relative folder lies below the checkout, wherever the notebook was started.
+def settings_of(parameters: dict) -> dict:
+    """Those of a notebook's parameters on which its results depend."""
+    return {name: value for name, value in parameters.items() if name not in UNRELATED}
 
-    Raises OSError when the folder cannot be made or written to.
+
+def open_run(folder: str | Path, reuse: str | Path = "") -> Run:
+    """The run in ``folder``, which takes over what it can from the one in ``reuse``; relative folders lie below the
+    checkout, wherever the notebook was started.
+
+    Raises OSError when the folder cannot be made or written to, ValueError for a ``reuse`` that is no other run.
     """
     path = project_folder() / Path(folder).expanduser()
+    other = other_run(path, project_folder() / Path(reuse).expanduser()) if reuse else None
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
@@ -95,7 +134,22 @@ def open_run(folder: str | Path) -> Run:
     except OSError as error:
         problem = f"cannot write into the run's folder ({error.strerror}); choose another run_folder"
         raise OSError(error.errno, problem, str(path)) from error
-    return Run(path)
+    return Run(path, other)
+
+
+def other_run(folder: Path, reuse: Path) -> Run:
+    """The run in ``reuse``. Raises ValueError if there is none, or if it is that in ``folder``."""
+    if not Run(reuse).manifest.exists() or reuse.resolve() == folder.resolve():
+        raise ValueError(f"reuse = {str(reuse)!r}: needs the folder of another run that was begun")
+    return Run(reuse)
+
+
+def elsewhere(folder: Path, change: str) -> str:
+    """What to do when a run is to go on with a ``change`` of its parameters."""
+    shown = folder.relative_to(project_folder()) if folder.is_relative_to(project_folder()) else folder
+    old, new = shown.as_posix(), f"{shown.as_posix()}-2"
+    lines = f'run_folder = "{new}", reuse = "{old}" (run_notebooks.py: --out {new} --reuse {old})'
+    return f"{change}. What is finished stays: for the change, write {lines}, or start anew with --fresh"
 
 
 def stream(seed: int, *what: object) -> random.Random:
@@ -295,9 +349,14 @@ def keep(path: str | Path, text: str) -> None:
     """
     path = Path(path)
     write_text(path, text)
+    note(path, digest(text))
+
+
+def note(path: Path, known: str) -> None:
+    """Add to ``SHA256SUMS`` that a file has this digest."""
     try:
         with open(path.with_name(SUMS), "a", encoding="utf-8", newline="\n") as handle:
-            handle.write(f"{digest(text)}  {path.name}\n")
+            handle.write(f"{known}  {path.name}\n")
     except OSError as error:
         raise unwritable(path, error) from error
 
@@ -307,6 +366,32 @@ def keep_together(folder: str | Path) -> None:
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     lines = [f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     write_text(Path(folder) / SUMS, TOGETHER + "".join(lines))
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file or a folder with what was noted of its digests (no links: whoever edits one is not to change both).
+
+    Raises CorruptFileError, naming the file, for one that is not as it was kept.
+    """
+    check(source, "make it again in its own run")
+    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    for path in files:
+        if path.name == SUMS or path.name.startswith("."):
+            continue
+        place = target / path.relative_to(source)
+        temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, temporary)
+            os.replace(temporary, place)
+        except OSError as error:
+            raise unwritable(place, error) from error
+    for folder in dict.fromkeys(path.parent for path in files):
+        notes = (folder / SUMS).read_text(encoding="utf-8") if source.is_dir() and (folder / SUMS).exists() else ""
+        if notes:
+            write_text(target / folder.relative_to(source) / SUMS, notes)
+    if source.is_file() and (known := kept(source.parent).get(source.name)):
+        note(target, known)
 
 
 def kept(folder: str | Path) -> dict[str, str]:

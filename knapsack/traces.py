@@ -114,6 +114,23 @@ def episode_done(folder: str | Path, task_id: str, made_with: str | None = None)
     return own.get("schema") == SCHEMA and made_with in (None, own.get("made_with"))
 
 
+def take_over(source: Path, folder: Path, task_id: str, made_with: str) -> bool:
+    """Whether ``source``, a folder of another run, has the episode, whole and ``made_with`` just this: then it is put
+    into ``folder`` too. A damaged one is named on stderr."""
+    paths = [which(trace_path(source, task_id)) for which in (Path, result_path, details_path)]
+    try:
+        for path in filter(Path.exists, paths):
+            runs.check(path, "the episode is played anew")
+        if not episode_done(source, task_id, made_with):
+            return False
+    except CorruptFileError as problem:
+        runs.tell(problem)
+        return False
+    for path in paths:
+        runs.copy(path, folder / path.relative_to(source))
+    return True
+
+
 def discard_episodes(folder: str | Path, task_ids: Collection[str]) -> None:
     """Make episodes count as not done."""
     paths = [details_path(trace_path(folder, task_id)) for task_id in task_ids]

@@ -26,6 +26,7 @@
 
 # %% tags=["parameters"]
 run_folder: str = "runs/nano"  # where this run's files go, below the checkout
+reuse: str = ""  # folder of a finished run: what it made with the same parameters is taken over
 seed: int = 0  # everything random in this run follows from it
 n_train: int = 320  # training tasks to play, from notebook 01
 n_pairs: int = 280  # pairs to keep for training, of those that pass the filters
@@ -62,7 +63,7 @@ from knapsack.traces import Cell
 from knapsack.training_data import PAPER_KEPT, PAPER_PAIRS, keep_pairs, training_row, write_rows
 
 started = time.monotonic()
-run = open_run(run_folder)
+run = open_run(run_folder, reuse)
 parameters = run.parameters("02_traces", globals())
 sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
 

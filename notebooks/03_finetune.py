@@ -22,6 +22,7 @@
 
 # %% tags=["parameters"]
 run_folder: str = "runs/nano"  # where this run's files lie
+reuse: str = ""  # folder of a finished run: what it made with the same parameters is taken over
 seed: int = 0  # of the adapters' first weights, the held-out rows and the order of the batches
 base: str = "nano"  # "nano" (shipped), a model folder, or a public model's name
 backend: str = "auto"  # what loads and trains: "peft", "unsloth", or "auto" (Unsloth if it is there with a CUDA GPU)
@@ -59,7 +60,7 @@ from knapsack.runtime import KINDS
 from knapsack.training_data import read_rows
 
 started = time.monotonic()
-run = open_run(run_folder)
+run = open_run(run_folder, reuse)
 parameters = run.parameters("03_finetune", globals())
 chosen, tokenizer = prepare(backend, base, run.folder)  # before the libraries that Unsloth changes
 sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
@@ -113,7 +114,8 @@ Markdown(
 # %%
 reports = {}
 for kind in KINDS:
-    reports[kind] = finetune(recipe, rows[kind], base, run.training(kind), backend=chosen)
+    other = run.other and run.other.training(kind)
+    reports[kind] = finetune(recipe, rows[kind], base, run.training(kind), backend=chosen, other=other)
 
 # %%
 curves = pd.concat(

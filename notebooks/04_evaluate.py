@@ -28,6 +28,7 @@
 
 # %% tags=["parameters"]
 run_folder: str = "runs/nano"  # where this run's files lie
+reuse: str = ""  # folder of a finished run: what it made with the same parameters is taken over
 seed: int = 0  # of the sampling noise; the same seed gives the same replies
 base: str = "nano"  # "nano" (shipped), a model folder, or a public model's name
 n_easy: int = 50  # tasks of the Easy split
@@ -64,7 +65,7 @@ from knapsack.tasks import read_tasks
 from knapsack.traces import Cell
 
 started = time.monotonic()
-run = open_run(run_folder)
+run = open_run(run_folder, reuse)
 parameters = run.parameters("04_evaluate", globals())
 
 # %% [markdown]

@@ -28,12 +28,11 @@ from knapsack.analysis.metrics import (
     write_csv,
 )
 from knapsack.analysis.tables import Table, between, listed, number, save
-from knapsack.runs import CorruptFileError, Run, check, project_folder, read_json
+from knapsack.runs import UNRELATED, CorruptFileError, Run, check, project_folder, read_json
 from knapsack.runtime import KINDS
 
 STEPS = {"01_generate": "tasks", "02_traces": "traces", "03_finetune": "training", "04_evaluate": "sampling"}
 OF_TRAINING = ("02_traces", "03_finetune")
-UNRELATED = {"seed", "run_folder", "processes", "max_total_tokens"}
 IDENTITY = ["task_id", "status", "score", "prompt_tokens", "completion_tokens"]  # equal: the very same episode
 NAMED = 3  # parameters that a sentence lists, of those that differ
 SAYS = {  # of the variation between runs, by the first step whose seed differs
@@ -286,7 +285,7 @@ def _made(episodes: pd.DataFrame, manifests: dict[str, dict], pool: Pool) -> pd.
 def _settings(manifest: dict[str, dict]) -> dict:
     """The parameters on which results depend, without the seed, by "step.name"."""
     rows = [(step, manifest[step]["parameters"]) for step in STEPS if step in manifest]
-    return {f"{step}.{name}": row[name] for step, row in rows for name in row if name not in UNRELATED}
+    return {f"{step}.{name}": row[name] for step, row in rows for name in row if name not in {"seed", *UNRELATED}}
 
 
 def _seeds(manifest: dict[str, dict]) -> dict[str, int]:
