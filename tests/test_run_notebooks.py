@@ -107,6 +107,7 @@ def test_text_of_another_type_is_refused(text, kind):
         (["-p", "seed=one"], "-p seed=one: seed = 'one' is not of type int"),
         (["-p", "seed"], "needs name=value"),
         (["-p", "run_folder=x"], "chosen with --out"),
+        (["--reuse", "nowhere"], "needs the folder of another run that was begun"),
         (["-p", "03_one.seed=1"], "-p 03_one.seed=1: there is no notebook 03_one"),
         (["-p", "02_two.rate=1"], "-p 02_two.rate=1: there is no parameter 'rate'; valid are label (str)"),
         (["--only", "3"], "notebooks 3 to 3: there are 1 to 2"),
@@ -153,6 +154,17 @@ def test_a_resumed_run_may_have_more_tasks_other_cells_and_a_higher_cap_but_noth
     run.record("01_one", {"n_easy": 7})
     with pytest.raises(ValueError, match="01_one was run with n_easy = 7, now 6"):
         run_notebooks.check_unchanged(run, steps)
+
+
+def test_a_run_to_reuse_reaches_the_notebooks_that_declare_it_and_may_change(root):
+    declares = 'label: str = "a"  # l\nreuse: str = ""  # r'
+    write_notebook(root, "02_two", declares, RECORD.replace('"label")', '"label", "reuse")'))
+    assert run_notebooks.main(["--out", str(root / "runs/first")]) == 0
+    other = ["--out", str(root / "runs/second")]
+    assert run_notebooks.main([*other, "--reuse", str(root / "runs/first")]) == 0
+    made = open_run(root / "runs/second").read_manifest()
+    assert made["02_two"]["parameters"]["reuse"] == "runs/first"
+    assert run_notebooks.main(other) == 0
 
 
 def test_a_failed_notebook_is_kept_and_stops_the_run(root, capsys):
