@@ -22,8 +22,8 @@
 
 # %% tags=["parameters"]
 run_folder: str = "runs/nano"  # where this run's files lie
-reuse: str = ""  # folder of a finished run: what it made with the same parameters is taken over
 seed: int = 0  # of the adapters' first weights, the held-out rows and the order of the batches
+reuse: str = ""  # folder of a finished run: what it made with the same parameters is taken over
 base: str = "nano"  # "nano" (shipped), a model folder, or a public model's name
 backend: str = "auto"  # what loads and trains: "peft", "unsloth", or "auto" (Unsloth if it is there with a CUDA GPU)
 rank: int = 32  # of the LoRA matrices

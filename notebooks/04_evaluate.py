@@ -28,8 +28,8 @@
 
 # %% tags=["parameters"]
 run_folder: str = "runs/nano"  # where this run's files lie
-reuse: str = ""  # folder of a finished run: what it made with the same parameters is taken over
 seed: int = 0  # of the sampling noise; the same seed gives the same replies
+reuse: str = ""  # folder of a finished run: what it made with the same parameters is taken over
 base: str = "nano"  # "nano" (shipped), a model folder, or a public model's name
 n_easy: int = 50  # tasks of the Easy split
 n_hard: int = 25  # tasks of the Hard split

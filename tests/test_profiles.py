@@ -17,7 +17,7 @@ def test_there_are_three_profiles(checkout):
 def test_nano_is_what_stands_in_the_notebooks():
     nano = run_notebooks.load_profile("nano")
     for step in run_notebooks.plan("nano", "runs/x", []):
-        assert step.defaults.pop("run_folder") == "runs/nano"
+        assert step.defaults.pop("run_folder") == "runs/nano" and step.defaults.pop("reuse", "") == ""
         assert nano[step.name] == step.defaults
 
 
@@ -60,7 +60,7 @@ def test_weights_and_conversations_leave_an_eighth_of_the_gpu_free(name):
 
 def test_the_paper_profile_states_every_parameter_but_where_to_send_requests():
     """So that a change of the scale model's defaults changes nothing of the paper's protocol."""
-    ours = {"run_folder", "seed", "server", "max_total_tokens", "source", "published_folder"}
+    ours = {"run_folder", "reuse", "seed", "server", "max_total_tokens", "source", "published_folder"}
     paper = run_notebooks.load_profile("paper")
     for step in run_notebooks.plan("paper", "runs/x", []):
         assert step.types.keys() - ours <= paper[step.name].keys()
