@@ -28,7 +28,7 @@ from knapsack.analysis.metrics import (
     write_csv,
 )
 from knapsack.analysis.tables import Table, between, listed, number, save
-from knapsack.runs import UNRELATED, CorruptFileError, Run, check, project_folder, read_json
+from knapsack.runs import CorruptFileError, Run, check, project_folder, read_json, settings_of
 from knapsack.runtime import KINDS
 
 STEPS = {"01_generate": "tasks", "02_traces": "traces", "03_finetune": "training", "04_evaluate": "sampling"}
@@ -285,7 +285,7 @@ def _made(episodes: pd.DataFrame, manifests: dict[str, dict], pool: Pool) -> pd.
 def _settings(manifest: dict[str, dict]) -> dict:
     """The parameters on which results depend, without the seed, by "step.name"."""
     rows = [(step, manifest[step]["parameters"]) for step in STEPS if step in manifest]
-    return {f"{step}.{name}": row[name] for step, row in rows for name in row if name not in {"seed", *UNRELATED}}
+    return {f"{step}.{name}": row[name] for step, row in rows for name in settings_of(row) if name != "seed"}
 
 
 def _seeds(manifest: dict[str, dict]) -> dict[str, int]:

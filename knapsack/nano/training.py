@@ -90,6 +90,8 @@ def batches(rows: list[Row], tokens: int, source: random.Random, rank: int, rank
                 groups.append([])
             groups[-1].append(i)
         steps = list(zip(*(groups[number::ranks] for number in range(ranks)), strict=False))
+        if not steps:
+            raise ValueError(f"{len(rows)} rows are too few for {ranks} processes: make more exercises")
         source.shuffle(steps)
         for step in steps:
             yield [rows[i] for i in step[rank]]
