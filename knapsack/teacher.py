@@ -1,10 +1,10 @@
 """Who writes CodeAct by rule: one policy, written down in two styles that differ in how state is carried.
 
-The *persistent* style defines records and helpers once and calls them again. The *stateless* style prints what it
-knows at the end of each block and binds it again from that observation at the start of the next. Both take the same
-decisions, so their traces on a task are matched pairs. ``Writer`` writes for any ``World`` of things that are read,
-then acted on; ``RuleTeacher`` is the writer of Opaque Knapsack, and ``nano.curriculum`` has the scale model's base
-practise on many other worlds with the same writer.
+The *persistent* style binds records and defines helpers in its first block and only calls them after that. The
+*stateless* style prints what it knows at the end of each block and binds it again from that observation at the start of
+the next. Both take the same decisions, so their traces on a task are matched pairs. ``Writer`` writes for any ``World``
+of things that are read, then acted on; ``RuleTeacher`` is the writer of Opaque Knapsack, and ``nano.curriculum`` has
+the scale model's base practise on many other worlds with the same writer.
 
 The policy: read up to the limit, then act in the world's order and learn from refusals which kinds are refused. It
 sees only what the tools show. A block that the cap cut short is written again with a smaller batch. A persistent
@@ -127,7 +127,9 @@ class Writer:
         else:
             self.ran = self.block(self.counts[self.phase]) if observation else ""
             thought = self._understand(observation["output"]) if observation else self._say(OPENING)
-            self.block = {"look": self._look, "act": self._act, "finish": lambda: lambda count: "finish()\n"}[self.phase]()
+            self.block = {"look": self._look, "act": self._act, "finish": lambda: lambda count: "finish()\n"}[
+                self.phase
+            ]()
             code = self.block(self.counts[self.phase])
             written = self._slip(code) if self.turn == self.plan.slip and self.phase != "finish" else code
             self.slipped, code = written != code, written

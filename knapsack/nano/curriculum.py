@@ -1,8 +1,8 @@
 """What the scale model's base practises: CodeAct in toy worlds that are not Opaque Knapsack, and copying.
 
 A toy world has things with numbers and a letter behind a reading tool, a limit on readings, and a goal. All words in
-it are drawn anew for each episode from WORDS: tools, things, fields, constants, and the variables and helpers that
-the writer binds; so that whatever is specific has to be copied from the context. ``teacher.Writer`` writes the code,
+it are drawn anew for each episode from WORDS: tools, fields, constants, and the variables and helpers that the writer
+binds; so that whatever is specific has to be copied from the context. ``teacher.Writer`` writes the code,
 style and runtime are drawn independently, and each episode is really executed: so the base learns both ways of
 carrying state, and the way on from errors, without learning which way goes with which runtime.
 

@@ -193,7 +193,7 @@ record of that run.
 **It has seen** {rows:,} exercises (trained on for {tokens:,} padded tokens, loss on the assistant's tokens only):
 
 - {toys:.0%} toy episodes, each really executed: read things through a tool up to a limit, then act on some of them.
-  What tools, things, fields, constants, variables and helpers are called is drawn anew for each from {words} words;
+  What tools, fields, constants, variables and helpers are called is drawn anew for each from {words} words;
   goals sort by one of {orders} keys, filter, fill a room, or meet refusals. The persistent and the stateless style of
   `knapsack.teacher.Writer`, each in either runtime. A persistent writer whose names are gone runs all of its code
   again; after the cap on tool calls a smaller batch follows; mistakes are read, not imitated, and corrected.
