@@ -26,10 +26,9 @@ from knapsack.runtime import KINDS, Kind, undefined_name
 from knapsack.tasks import Task
 
 # that a writer binds
-NAMES = ("ids", "seen", "d", "i", "look", "fill", "start", "count", "order", "left", "denied", "error")
+NAMES = ("ids", "seen", "unread", "d", "i", "look", "fill", "start", "count", "order", "left", "denied", "error")
 ORDERS = ("", "[::-1]", "[::2] + ids[1::2]")  # of the ids, as code
 REPORTS = (("inspected", "to go"), ("read", "open"), ("known", "missing"))  # counts of things read and still to read
-SLICES = ("{ids}[{start}:{limit}][:{count}]", "{ids}[{start}:min({start} + {count}, {limit})]")
 SMALLER = (12, 6, 3, 1)  # batches after one that the cap cut short
 ALIASES = {"class": "kind"}  # a variable for a field whose name is Python's
 
@@ -73,7 +72,6 @@ class Plan:
 
     order: str
     report: tuple[str, str]
-    part: str  # which of the ids make a batch, as code
     batch: int
     tries: int
     descending: str  # of two ways to sort by the highest
@@ -86,11 +84,10 @@ class Plan:
         return cls(
             order=source.choices(ORDERS, (3, 1, 1))[0],
             report=source.choice(REPORTS),
-            part=source.choice(SLICES),
-            batch=source.randint(max(1, max_tool_calls // 2), max(1, max_tool_calls - 3)),
-            tries=source.randint(max(1, max_tool_calls - 5), max_tool_calls),
+            batch=max(1, source.choice((12, 16, 20)) * max_tool_calls // 25),
+            tries=max(1, source.choice((22, 24)) * max_tool_calls // 25),
             descending=source.choice(("{key}, reverse=True", "-({key})")),
-            overreach=source.random() < 0.12,
+            overreach=source.random() < 0.15,
             slip=source.choice((1, 2, 3)) if source.random() < 0.08 else None,
             wording=random.Random(source.random()),
         )
@@ -113,6 +110,7 @@ class Writer:
             self.counts["look"] = self.cap
         self.carried = ""  # stateless: the lines to bind again
         self.known = self.tried = 0  # things
+        self.after = ""  # persistent: a comment that names the batch before
         self.ran = ""  # persistent: the last block that ran, all a lost name needs
         self.block: Callable[[int], str] = str  # the last block, by its batch
         self.slipped = False
@@ -127,9 +125,7 @@ class Writer:
         else:
             self.ran = self.block(self.counts[self.phase]) if observation else ""
             thought = self._understand(observation["output"]) if observation else self._say(OPENING)
-            self.block = {"look": self._look, "act": self._act, "finish": lambda: lambda count: "finish()\n"}[
-                self.phase
-            ]()
+            self.block = {"look": self._look, "act": self._act, "finish": self._finish}[self.phase]()
             code = self.block(self.counts[self.phase])
             written = self._slip(code) if self.turn == self.plan.slip and self.phase != "finish" else code
             self.slipped, code = written != code, written
@@ -147,13 +143,14 @@ class Writer:
         name = undefined_name(error)
         if name and self.style == "persistent":
             ran, block = self.ran, self.block
-            self.block = lambda count: ran + block(count)
+            self.block = lambda count: ran + re.sub(r"^#.*\n", "", block(count))
             return self._say(LOST, name=name)
         self.counts[self.phase] = next((smaller for smaller in SMALLER if smaller < self.counts[self.phase]), 1)
         return self._say(CAPPED)
 
     def _understand(self, output: str) -> str:
         """Take in what a block printed; returns the thought that opens the next reply."""
+        self.after = "".join(re.findall(r"^(after \(\d+, \d+\))", output, re.MULTILINE)[-1:])
         self.carried = "".join(f"{line}\n" for line in output.splitlines() if " = " in line)
         restoring = self._say(RESTORED) + " " if self.style == "stateless" else ""
         if self.phase == "look":
@@ -184,13 +181,14 @@ class Writer:
         code = "".join(f"{name} = {value!r}\n" for name, value in world.constants.items())
         code += f"{n['left']} = {world.room[0]}\n" if world.room else ""
         code += f"{n['denied']} = []\n" if world.refuses else ""
-        return f"{code}{n['seen']} = {{}}\n"
+        code += f"{n['seen']} = {{}}\n"
+        return code if self.style == "persistent" else f"{code}{n['unread']} = {world.limit}\n"
 
     def _printed(self) -> str:
         """Code that prints all state so that it can be bound again."""
         world, n = self.world, self.names
-        kept = [name for name in world.constants if not world.room or name != world.room[0]]
-        kept += [n["left"]] * bool(world.room) + [n["denied"]] * world.refuses + [n["seen"]]
+        kept = [name for name in world.constants if re.search(rf"\b{name}\b", world.only)]
+        kept += [n["left"]] * bool(world.room) + [n["denied"]] * world.refuses + [n["seen"], n["unread"]]
         texts = {name for name, value in world.constants.items() if isinstance(value, str)}
         return "".join(f"print('{name} =', {f'repr({name})' if name in texts else name})\n" for name in kept)
 
@@ -199,17 +197,24 @@ class Writer:
         listing = f"{ids} = json.loads({self.world.listing}())"
         return f"{listing}\n{ids} = {ids}{order.replace('ids', ids)}\n" if "+" in order else f"{listing}{order}\n"
 
-    def _reading(self, start: str, count: str) -> str:
-        """Code that reads the next ``count`` things."""
-        plan, n = self.plan, self.names
-        seen, d, i, limit = n["seen"], n["d"], n["i"], self.world.limit
+    def _reading(self) -> str:
+        """Code that reads the next things."""
+        n, (have, rest), limit = self.names, self.plan.report, self.world.limit
+        ids, seen, unread, d, i = (n[name] for name in ("ids", "seen", "unread", "d", "i"))
         record = ", ".join(f"{d}['{name}']" for name in self.world.fields)
-        return (
-            f"for {i} in {plan.part.format(ids=n['ids'], start=start, count=count, limit=limit)}:\n"
-            f"    {d} = json.loads({self.world.reading}({i}))\n"
-            f"    {seen}[{i}] = ({record})\n"
-            f"print('{plan.report[0]}', len({seen}), '{plan.report[1]}', {limit} - len({seen}))\n"
-        )
+        code = f"    {d} = json.loads({self.world.reading}({i}))\n    {seen}[{i}] = ({record})\n"
+        if self.style == "persistent":
+            code = f"for {i} in {ids}[{n['start']}:{limit}][:{n['count']}]:\n{code}"
+            return f"{code}print('{have}', len({seen}), '{rest}', {limit} - len({seen}))\n" + self._next("look")
+        code = f"for {i} in {ids}[len({seen}):][:min({{count}}, {unread})]:\n{code}    {unread} -= 1\n"
+        return f"{code}print('{have}', len({seen}), '{rest}', {unread})\n"
+
+    def _next(self, helper: str) -> str:
+        """Code that prints which batch a helper is done with, and how to call it for the next."""
+        n = self.names
+        start, count, read = n["start"], n["count"], f"len({n['seen']})"
+        then = read if helper == "look" else f"{start} + {count}"
+        return f"print(f'after ({{{start}}}, {{{count}}}) next {n[helper]}({{{then}}}, {{{count}}})')\n"
 
     def _acting(self) -> str:
         """Code that tries the best of the things that were read and not tried yet."""
@@ -218,14 +223,15 @@ class Writer:
         values = [ALIASES.get(name, name) for name in world.fields]
         room, at = world.room or ("", None)
         need = "1" if at is None else values[at]
-        code = f"{order} = list({seen})\n"
+        best = f"list({seen})"
         if world.order:
             key = world.order.format(*(f"{seen}[{i}][{place}]" for place in range(len(values))))
-            code = f"{order} = sorted({seen}, key=lambda {i}: {self.plan.descending.format(key=key)})\n"
+            best = f"sorted({seen}, key=lambda {i}: {self.plan.descending.format(key=key)})"
         if self.style == "persistent":
-            code += f"for {i} in {order}[{n['start']}:][:{n['count']}]:\n    {', '.join(values)} = {seen}[{i}]\n"
+            code = f"{order} = {best}\nfor {i} in {order}[{n['start']}:][:{n['count']}]:\n"
+            code += f"    {', '.join(values)} = {seen}[{i}]\n"
         else:
-            code += f"for {i} in {order}[:{{count}}]:\n    {', '.join(values)} = {seen}.pop({i})\n"
+            code = f"for {i} in {best}[:{{count}}]:\n    {', '.join(values)} = {seen}.pop({i})\n"
         skips = [f"not {world.only}".format(*values)] if world.only else []
         skips += [f"{values[-1]} in {denied}"] if world.refuses else []
         skips += [f"{need} > {left}"] if room else []
@@ -238,31 +244,39 @@ class Writer:
             code += f"    {world.acting}({i})\n"
         code += f"    {left} -= {need}\n" if room else ""
         if self.style == "persistent":
-            code += f"print('untried', len({order}[{n['start']} + {n['count']}:]))\n"
-            return f"{code}print(f'next {n['fill']}({{{n['start']} + {n['count']}}}, {{{n['count']}}})')\n"
+            return f"{code}print('untried', len({order}[{n['start']} + {n['count']}:]))\n" + self._next("fill")
         return f"{code}print('untried', len({seen}))\n"
 
     def _look(self) -> Callable[[int], str]:
-        n, known = self.names, self.known
+        n = self.names
+        if self.style == "persistent" and self.turn:
+            return self._call("look", self.known)
+        head = f"import json\n{self.carried or self._bound()}{self._listing()}"
         if self.style == "stateless":
-            head = f"import json\n{self.carried or self._bound()}{self._listing()}"
-            return lambda count: head + self._reading(f"len({n['seen']})", str(count)) + self._printed()
-        helpers = ""
-        if self.turn == 0:
-            reading = self._reading(n["start"], n["count"])
-            reading += f"print(f'next {n['look']}({{len({n['seen']})}}, {{{n['count']}}})')\n"
-            acting = (f"global {n['left']}\n" if self.world.room else "") + self._acting()
-            helpers = f"import json\n{self._bound()}{self._listing()}"
-            helpers += f"def {n['look']}({n['start']}, {n['count']}):\n{indent(reading, '    ')}"
-            helpers += f"def {n['fill']}({n['start']}, {n['count']}):\n{indent(acting, '    ')}"
-        return lambda count: f"{helpers}{n['look']}({known}, {count})\n"
+            return self._carrying(head, self._reading())
+        acting = (f"global {n['left']}\n" if self.world.room else "") + self._acting()
+        for helper, code in (("look", self._reading()), ("fill", acting)):
+            head += f"def {n[helper]}({n['start']}, {n['count']}):\n{indent(code, '    ')}"
+        return lambda count: f"{head}{n['look']}(0, {count})\n"
 
     def _act(self) -> Callable[[int], str]:
         if self.style == "persistent":
-            fill, tried = self.names["fill"], self.tried
-            return lambda count: f"{fill}({tried}, {count})\n"
-        carried, acting = self.carried, self._acting()
-        return lambda count: carried + acting.replace("{count}", str(count)) + self._printed()
+            return self._call("fill", self.tried)
+        return self._carrying(self.carried, self._acting())
+
+    def _call(self, helper: str, start: int) -> Callable[[int], str]:
+        """A call of a helper, under a comment that names the batch before: whoever has to run all calls again finds in
+        it which one follows which."""
+        after, name = self.after, self.names[helper]
+        return lambda count: f"# {after}\n{name}({start}, {count})\n"
+
+    def _carrying(self, bound: str, code: str) -> Callable[[int], str]:
+        """A block that binds its state, does something, and prints its state."""
+        printed = self._printed()
+        return lambda count: bound + code.replace("{count}", str(count)) + printed
+
+    def _finish(self) -> Callable[[int], str]:
+        return lambda count: "finish()\n"
 
 
 class RuleTeacher:

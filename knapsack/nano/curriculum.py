@@ -171,7 +171,10 @@ def toy(seed: int, words: tuple[str, ...] = PRACTISED, largest: int = 44, all_at
     source = stream(seed, "toy")
     world = ToyWorld(source, words, largest, all_at_once)
     plan = Plan.draw(source, 25)
-    plan = replace(plan, batch=source.randint(3, 22), tries=source.randint(5, 25))
+    batch, tries = source.sample(range(3, 25), 2)
+    plan = replace(plan, batch=batch, tries=tries)
+    if plan.overreach:
+        world.cap = source.randint(8, 25)
     plan = replace(plan, slip=source.choice((0, 1, 2, 3)) if source.random() < 0.2 else None)
     if source.random() < 0.5:
         plan = replace(plan, report=tuple(source.sample(words, 2)))
@@ -209,7 +212,7 @@ def toy_episode(seed: int, pool) -> tuple[list[Message], str, str]:
     world, plan = toy(seed)
     source = stream(seed, "regime")
     style, kind = source.choice(KINDS), source.choices(KINDS, (2, 3))[0]
-    writer, slips = Writer(world.world, style, plan, 25, world.names), []
+    writer, slips = Writer(world.world, style, plan, min(world.cap, 25), world.names), []
 
     def reply(messages: list[Message]) -> Reply:
         written = answer(writer, messages)
@@ -271,7 +274,8 @@ def replay_exercise(seed: int) -> list[Message]:
         if number == 0:
             write(f"I write {code.split()[0]}.", code, output=shown)
         else:
-            write("I go on.", code, f"NameError: name '{lost}' is not defined")
+            comment = f"# after {ran.splitlines()[-1].strip()}\n"  # that shows what follows what
+            write("I go on.", comment + code, f"NameError: name '{lost}' is not defined")
             messages[-2]["slip"] = "yes"  # random: nothing to be learned from it
             code = ran + code
             write(source.choice(LOST).format(name=lost), code, output=shown)
