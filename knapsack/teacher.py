@@ -26,9 +26,10 @@ from knapsack.runtime import KINDS, Kind, undefined_name
 from knapsack.tasks import Task
 
 # that a writer binds
-NAMES = ("ids", "seen", "unread", "d", "i", "look", "fill", "start", "count", "order", "left", "denied", "error")
+NAMES = ("ids", "seen", "unread", "d", "i", "look", "fill", "start", "order", "left", "denied", "error")
 ORDERS = ("", "[::-1]", "[::2] + ids[1::2]")  # of the ids, as code
 REPORTS = (("inspected", "to go"), ("read", "open"), ("known", "missing"))  # counts of things read and still to read
+BATCH = "BATCH"  # stands for a number in code
 SMALLER = (12, 6, 3, 1)  # batches after one that the cap cut short
 ALIASES = {"class": "kind"}  # a variable for a field whose name is Python's
 
@@ -110,7 +111,7 @@ class Writer:
             self.counts["look"] = self.cap
         self.carried = ""  # stateless: the lines to bind again
         self.known = self.tried = 0  # things
-        self.after = ""  # persistent: a comment that names the batch before
+        self.called = ""  # persistent: the last call of a helper
         self.ran = ""  # persistent: the last block that ran, all a lost name needs
         self.block: Callable[[int], str] = str  # the last block, by its batch
         self.slipped = False
@@ -142,15 +143,18 @@ class Writer:
             return self._say(WRONG)
         name = undefined_name(error)
         if name and self.style == "persistent":
-            ran, block = self.ran, self.block
-            self.block = lambda count: ran + re.sub(r"^#.*\n", "", block(count))
+            ran, block = self.ran.rstrip(), self.block
+            self.block = lambda count: f"{ran}; {re.sub('^#.*', '', block(count)).lstrip()}"
             return self._say(LOST, name=name)
-        self.counts[self.phase] = next((smaller for smaller in SMALLER if smaller < self.counts[self.phase]), 1)
+        for phase, count in self.counts.items():
+            self.counts[phase] = next((smaller for smaller in SMALLER if smaller < count), 1)
+        if self.style == "persistent":  # batches stand in the helpers: all begins anew
+            self.phase, self.tried = "look", 0
+            self.block = self._helpers()
         return self._say(CAPPED)
 
     def _understand(self, output: str) -> str:
         """Take in what a block printed; returns the thought that opens the next reply."""
-        self.after = "".join(re.findall(r"^(after \(\d+, \d+\))", output, re.MULTILINE)[-1:])
         self.carried = "".join(f"{line}\n" for line in output.splitlines() if " = " in line)
         restoring = self._say(RESTORED) + " " if self.style == "stateless" else ""
         if self.phase == "look":
@@ -204,17 +208,11 @@ class Writer:
         record = ", ".join(f"{d}['{name}']" for name in self.world.fields)
         code = f"    {d} = json.loads({self.world.reading}({i}))\n    {seen}[{i}] = ({record})\n"
         if self.style == "persistent":
-            code = f"for {i} in {ids}[{n['start']}:{limit}][:{n['count']}]:\n{code}"
-            return f"{code}print('{have}', len({seen}), '{rest}', {limit} - len({seen}))\n" + self._next("look")
-        code = f"for {i} in {ids}[len({seen}):][:min({{count}}, {unread})]:\n{code}    {unread} -= 1\n"
+            code = f"for {i} in {ids}[{n['start']}:{limit}][:{BATCH}]:\n{code}"
+            code += f"print('{have}', len({seen}), '{rest}', {limit} - len({seen}))\n"
+            return f"{code}print(f'{n['look']}({{{n['start']}}}); {n['look']}({{len({seen})}})')\n"
+        code = f"for {i} in {ids}[len({seen}):][:min({BATCH}, {unread})]:\n{code}    {unread} -= 1\n"
         return f"{code}print('{have}', len({seen}), '{rest}', {unread})\n"
-
-    def _next(self, helper: str) -> str:
-        """Code that prints which batch a helper is done with, and how to call it for the next."""
-        n = self.names
-        start, count, read = n["start"], n["count"], f"len({n['seen']})"
-        then = read if helper == "look" else f"{start} + {count}"
-        return f"print(f'after ({{{start}}}, {{{count}}}) next {n[helper]}({{{then}}}, {{{count}}})')\n"
 
     def _acting(self) -> str:
         """Code that tries the best of the things that were read and not tried yet."""
@@ -228,10 +226,10 @@ class Writer:
             key = world.order.format(*(f"{seen}[{i}][{place}]" for place in range(len(values))))
             best = f"sorted({seen}, key=lambda {i}: {self.plan.descending.format(key=key)})"
         if self.style == "persistent":
-            code = f"{order} = {best}\nfor {i} in {order}[{n['start']}:][:{n['count']}]:\n"
+            code = f"{order} = {best}\nfor {i} in {order}[{n['start']}:][:{BATCH}]:\n"
             code += f"    {', '.join(values)} = {seen}[{i}]\n"
         else:
-            code = f"for {i} in {best}[:{{count}}]:\n    {', '.join(values)} = {seen}.pop({i})\n"
+            code = f"for {i} in {best}[:{BATCH}]:\n    {', '.join(values)} = {seen}.pop({i})\n"
         skips = [f"not {world.only}".format(*values)] if world.only else []
         skips += [f"{values[-1]} in {denied}"] if world.refuses else []
         skips += [f"{need} > {left}"] if room else []
@@ -244,36 +242,40 @@ class Writer:
             code += f"    {world.acting}({i})\n"
         code += f"    {left} -= {need}\n" if room else ""
         if self.style == "persistent":
-            return f"{code}print('untried', len({order}[{n['start']} + {n['count']}:]))\n" + self._next("fill")
+            code += f"print('untried', len({order}[{n['start']} + {BATCH}:]))\n"
+            return f"{code}print(f'{n['fill']}({{{n['start']}}}); {n['fill']}({{{n['start']} + {BATCH}}})')\n"
         return f"{code}print('untried', len({seen}))\n"
 
     def _look(self) -> Callable[[int], str]:
-        n = self.names
-        if self.style == "persistent" and self.turn:
-            return self._call("look", self.known)
-        head = f"import json\n{self.carried or self._bound()}{self._listing()}"
         if self.style == "stateless":
-            return self._carrying(head, self._reading())
-        acting = (f"global {n['left']}\n" if self.world.room else "") + self._acting()
-        for helper, code in (("look", self._reading()), ("fill", acting)):
-            head += f"def {n[helper]}({n['start']}, {n['count']}):\n{indent(code, '    ')}"
-        return lambda count: f"{head}{n['look']}(0, {count})\n"
+            return self._carrying(f"import json\n{self.carried or self._bound()}{self._listing()}", self._reading())
+        return self._call("look", self.known) if self.turn else self._helpers()
 
     def _act(self) -> Callable[[int], str]:
-        if self.style == "persistent":
-            return self._call("fill", self.tried)
-        return self._carrying(self.carried, self._acting())
-
-    def _call(self, helper: str, start: int) -> Callable[[int], str]:
-        """A call of a helper, under a comment that names the batch before: whoever has to run all calls again finds in
-        it which one follows which."""
-        after, name = self.after, self.names[helper]
-        return lambda count: f"# {after}\n{name}({start}, {count})\n"
+        if self.style == "stateless":
+            return self._carrying(self.carried, self._acting())
+        return self._call("fill", self.tried)
 
     def _carrying(self, bound: str, code: str) -> Callable[[int], str]:
         """A block that binds its state, does something, and prints its state."""
         printed = self._printed()
-        return lambda count: bound + code.replace("{count}", str(count)) + printed
+        return lambda count: bound + code.replace(BATCH, str(count)) + printed
+
+    def _helpers(self) -> Callable[[int], str]:
+        """The block that binds all state, defines both helpers, and calls the first."""
+        n, head = self.names, f"import json\n{self._bound()}{self._listing()}"
+        acting = (f"global {n['left']}\n" if self.world.room else "") + self._acting()
+        acting = acting.replace(BATCH, str(self.counts["act"]))
+        for helper, code in (("look", self._reading()), ("fill", acting)):
+            head += f"def {n[helper]}({n['start']}):\n{indent(code, '    ')}"
+        self.called = f"{n['look']}(0)"
+        return lambda count: head.replace(BATCH, str(count)) + f"{n['look']}(0)\n"
+
+    def _call(self, helper: str, start: int) -> Callable[[int], str]:
+        """A call of a helper; the comment says after which: who has to run all calls again finds the order there."""
+        before, self.called = self.called, f"{self.names[helper]}({start})"
+        text = f"# {before}; {self.called}\n{self.called}\n"
+        return lambda count: text
 
     def _finish(self) -> Callable[[int], str]:
         return lambda count: "finish()\n"

@@ -274,10 +274,10 @@ def replay_exercise(seed: int) -> list[Message]:
         if number == 0:
             write(f"I write {code.split()[0]}.", code, output=shown)
         else:
-            comment = f"# after {ran.splitlines()[-1].strip()}\n"  # that shows what follows what
+            comment = f"# {ran.splitlines()[-1].strip()}; {code.splitlines()[0].strip()}\n"  # what follows what
             write("I go on.", comment + code, f"NameError: name '{lost}' is not defined")
             messages[-2]["slip"] = "yes"  # random: nothing to be learned from it
-            code = ran + code
+            code = f"{ran.rstrip()}; {code.lstrip()}"
             write(source.choice(LOST).format(name=lost), code, output=shown)
             if sum(len(m["content"]) for m in messages) > 9000:
                 break

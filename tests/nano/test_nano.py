@@ -97,8 +97,9 @@ def test_a_replay_holds_all_that_ran_and_the_block_that_failed():
         ]
         ran = blocks[0]
         for failed, again in zip(blocks[1::2], blocks[2::2], strict=True):
-            assert failed.startswith(f"# after {ran.splitlines()[-1].strip()}\n")
-            assert again == ran + failed.split("\n", 1)[1]
+            comment, code = failed.split("\n", 1)
+            assert comment == f"# {ran.splitlines()[-1].strip()}; {code.splitlines()[0].strip()}"
+            assert again == f"{ran.rstrip()}; {code.lstrip()}"
             ran = again
 
 
