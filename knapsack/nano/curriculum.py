@@ -83,7 +83,7 @@ class ToyWorld:
         drawn = iter(source.sample([word for word in words if not keyword.iskeyword(word)], 7 + numbers + len(NAMES)))
         tools = [next(drawn) for _ in range(3)]
         fields = [next(drawn) for _ in range(numbers + 1)]
-        if source.random() < 0.1 and words is PRACTISED:
+        if source.random() < 0.2 and words is PRACTISED:
             fields[-1] = "class"  # a name that no variable can have
         limit, room, wanted = (next(drawn) for _ in range(3))
         constants: dict[str, int | str] = {limit: source.randint(max(1, count * 2 // 3), count)}

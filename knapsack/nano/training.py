@@ -28,7 +28,7 @@ from knapsack.prompts import Message
 from knapsack.runs import as_json, provenance, read_json, write_text
 from knapsack.runtime import KINDS, interpreter_pool
 from knapsack.tasks import preset, sample_task
-from knapsack.teacher import RuleTeacher
+from knapsack.teacher import NAMES, RuleTeacher
 
 Row = tuple[torch.Tensor, torch.Tensor]  # input_ids and labels, both int32 [length]
 
@@ -52,8 +52,8 @@ def vocabulary_texts(pool) -> Iterator[str]:
 
 def make_rows(tokenizer, exercises: Iterable[list[Message]], count: int) -> list[Row]:
     """Rows of exercises that fit the context. Mistakes, and names that a writer invents, carry no label: they are
-    read, but nothing in the context foretells them."""
-    rows, names = [], set(tokenizer.convert_tokens_to_ids(list(curriculum.WORDS)))
+    read, but nothing in the context foretells them. Its usual names do: where no other is known, one of them fits."""
+    rows, names = [], set(tokenizer.convert_tokens_to_ids(sorted({*curriculum.WORDS} - {*NAMES})))
     for messages in tqdm(exercises, total=count, desc="exercises", mininterval=5):
         rendered = prompts.render([{part: m[part] for part in ("role", "content")} for m in messages], tokenizer)
         ids, labels = torch.tensor(rendered.input_ids).int(), torch.tensor(rendered.labels).int()
