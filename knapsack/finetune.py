@@ -37,13 +37,13 @@ class Recipe:
     Raises ValueError naming field, value and bound.
     """
 
-    rank: int = Field(32, ge=1, le=1024)
-    alpha: int = Field(64, ge=1, le=4096)
+    rank: int = Field(8, ge=1, le=1024)
+    alpha: int = Field(16, ge=1, le=4096)
     dropout: float = Field(0.0, ge=0, le=0.9)
     target_modules: tuple[str, ...] = Field(LINEAR, min_length=1, strict=False)  # a list is taken too
-    learning_rate: float = Field(6e-4, ge=1e-7, le=1)  # of AdamW
+    learning_rate: float = Field(1e-3, ge=1e-7, le=1)  # of AdamW
     epochs: float = Field(1.0, ge=0.01, le=100)
-    batch_tokens: int = Field(2048, ge=16, le=10_000_000)  # of a batch, padding counted; a longer row is one by itself
+    batch_tokens: int = Field(1024, ge=16, le=10_000_000)  # of a batch, padding counted; a longer row is one by itself
     batch_rows: int = Field(64, ge=1, le=10_000)  # of a batch at most
     accumulation: int = Field(1, ge=1, le=10_000)  # batches per optimizer step
     warmup: float = Field(0.03, ge=0, le=0.99)  # share of the steps

@@ -103,7 +103,7 @@ _TOOLS_COMPACT = {
     "listing": "list_items",
     "reading": "inspect",
     "acting": "take_item",
-    "fields": "class, value, weight",
+    "fields": "weight, value, class",
 }
 
 _TASK_FULL = """Opaque Knapsack: choose items so that their total value is as large as possible and their total weight
@@ -115,9 +115,8 @@ stays within the capacity. Weights, values and classes are hidden until you insp
 
 Inspect before you take, use the budget well, fill the capacity with the best allowed items, then call finish()."""
 
-_TASK_COMPACT = """Knapsack, classes {classes}: inspect up to budget items, take up to capacity weight.
-capacity = {capacity}
-budget = {budget}"""
+TASK_COMPACT = """{what}, {kinds}: {reading} up to {limit}, {acting} {goal}.
+{facts}"""
 
 
 def message(role: str, content: str) -> Message:
@@ -140,8 +139,14 @@ def opening(task: Task, kind: Kind, max_tool_calls: int, detail: Detail = "full"
         user = _TASK_FULL.format(classes=", ".join(task.class_names), **facts)
     else:
         system = COMPACT.format(runtime=RUNTIME_COMPACT[kind], cap=max_tool_calls, **_TOOLS_COMPACT)
-        classes = f"{task.class_names[0]} to {task.class_names[-1]}"
-        user = _TASK_COMPACT.format(classes=classes, **facts)
+        user = TASK_COMPACT.format(
+            what="Knapsack of most value",
+            kinds=f"class {task.class_names[0]} to {task.class_names[-1]}",
+            limit="budget",
+            goal="up to capacity weight; some class are refused",
+            facts="\n".join(f"{name} = {value}" for name, value in facts.items()),
+            **_TOOLS_COMPACT,
+        )
     return [message("system", system), message("user", user)]
 
 

@@ -1,10 +1,10 @@
 """Who writes CodeAct by rule: one policy, written down in two styles that differ in how state is carried.
 
-The *persistent* style defines records and helpers once and calls them again. The *stateless* style prints what it
-knows at the end of each block and binds it again from that observation at the start of the next. Both take the same
-decisions, so their traces on a task are matched pairs. ``Writer`` writes for any ``World`` of things that are read,
-then acted on; ``RuleTeacher`` is the writer of Opaque Knapsack, and ``nano.curriculum`` has the scale model's base
-practise on many other worlds with the same writer.
+The *persistent* style binds records and defines helpers in its first block and only calls them after that. The
+*stateless* style prints what it knows at the end of each block and binds it again from that observation at the start of
+the next. Both take the same decisions, so their traces on a task are matched pairs. ``Writer`` writes for any ``World``
+of things that are read, then acted on; ``RuleTeacher`` is the writer of Opaque Knapsack, and ``nano.curriculum`` has
+the scale model's base practise on many other worlds with the same writer.
 
 The policy: read up to the limit, then act in the world's order and learn from refusals which kinds are refused. It
 sees only what the tools show. A block that the cap cut short is written again with a smaller batch. A persistent
@@ -25,17 +25,18 @@ from knapsack.runs import stream
 from knapsack.runtime import KINDS, Kind, undefined_name
 from knapsack.tasks import Task
 
-NAMES = ("ids", "seen", "d", "i", "look", "fill", "start", "count", "left", "denied", "error")  # that a writer binds
+# that a writer binds
+NAMES = ("ids", "seen", "unread", "d", "i", "look", "fill", "start", "order", "left", "denied", "error")
 ORDERS = ("", "[::-1]", "[::2] + ids[1::2]")  # of the ids, as code
 REPORTS = (("inspected", "to go"), ("read", "open"), ("known", "missing"))  # counts of things read and still to read
-SLICES = ("{ids}[{start}:{limit}][:{count}]", "{ids}[{start}:min({start} + {count}, {limit})]")
+BATCH = "BATCH"  # stands for a number in code
 SMALLER = (12, 6, 3, 1)  # batches after one that the cap cut short
 ALIASES = {"class": "kind"}  # a variable for a field whose name is Python's
 
-OPENING = ("I start with a batch of {things}.", "First I read some {things}.", "I list the {things} and read a batch.")
-MORE = ("I read more {things}.", "I go on reading.", "Next batch.", "There is more to read.")
-ACT = ("Now I choose the {things}.", "All is read, so I act.", "I have what I need.")
-AGAIN = ("Not everything was tried yet. I go on.", "The calls ran out. I go on.")
+OPENING = ("I start with a batch.", "First I read some.", "I list all and read a batch.")
+MORE = ("I read more.", "I go on reading.", "Next batch.", "There is more to read.")
+ACT = ("Now I choose.", "All is read, so I act.", "I have what I need.")
+AGAIN = ("Not everything was tried yet. I go on.", "Some are left to try. I go on.")
 DONE = ("All done. I finish.", "Nothing is left to do. I finish.", "Everything was tried. I finish.")
 CAPPED = ("Too many calls in one turn. I use a smaller batch.", "That was over the limit, so I take a smaller batch.")
 RESTORED = ("I bind the records again.", "I restore the records first.", "I write the records again.")
@@ -54,7 +55,6 @@ class World:
     uses it up (None: one each). With ``refuses``, ``acting`` raises "… not allowed" for kinds, the last field.
     """
 
-    things: str
     listing: str
     reading: str
     acting: str
@@ -73,7 +73,6 @@ class Plan:
 
     order: str
     report: tuple[str, str]
-    part: str  # which of the ids make a batch, as code
     batch: int
     tries: int
     descending: str  # of two ways to sort by the highest
@@ -86,11 +85,10 @@ class Plan:
         return cls(
             order=source.choices(ORDERS, (3, 1, 1))[0],
             report=source.choice(REPORTS),
-            part=source.choice(SLICES),
-            batch=source.randint(max(1, max_tool_calls // 2), max(1, max_tool_calls - 3)),
-            tries=source.randint(max(1, max_tool_calls - 5), max_tool_calls),
+            batch=max(1, source.choice((12, 16, 20)) * max_tool_calls // 25),
+            tries=max(1, source.choice((22, 24)) * max_tool_calls // 25),
             descending=source.choice(("{key}, reverse=True", "-({key})")),
-            overreach=source.random() < 0.12,
+            overreach=source.random() < 0.15,
             slip=source.choice((1, 2, 3)) if source.random() < 0.08 else None,
             wording=random.Random(source.random()),
         )
@@ -108,13 +106,14 @@ class Writer:
 
     def __post_init__(self):
         self.phase = "look"  # → "act" → "finish"
+        self.counts = {"look": self.plan.batch, "act": self.plan.tries, "finish": 0}  # batches
+        if self.plan.overreach:
+            self.counts["look"] = self.cap
         self.carried = ""  # stateless: the lines to bind again
-        self.helpers: set[str] = set()  # persistent: those that are defined
-        self.acted = False  # what acting keeps (room left, refused kinds) exists
-        self.known = 0  # things read
+        self.known = self.tried = 0  # things
+        self.called = ""  # persistent: the last call of a helper
         self.ran = ""  # persistent: the last block that ran, all a lost name needs
         self.block: Callable[[int], str] = str  # the last block, by its batch
-        self.count = 0  # its batch
         self.slipped = False
         self.turn = 0
 
@@ -123,20 +122,19 @@ class Writer:
         error = observation and observation["error"]
         if error:
             thought = self._recover(error)
-            code = self.block(self.count)
+            code = self.block(self.counts[self.phase])
         else:
-            self.ran = self.block(self.count) if observation else ""
+            self.ran = self.block(self.counts[self.phase]) if observation else ""
             thought = self._understand(observation["output"]) if observation else self._say(OPENING)
-            steps = {"look": self._look, "act": self._act, "finish": lambda: (lambda count: "finish()\n", 0)}
-            self.block, self.count = steps[self.phase]()
-            code = self.block(self.count)
+            self.block = {"look": self._look, "act": self._act, "finish": self._finish}[self.phase]()
+            code = self.block(self.counts[self.phase])
             written = self._slip(code) if self.turn == self.plan.slip and self.phase != "finish" else code
             self.slipped, code = written != code, written
         self.turn += 1
         return f"{thought}\n```python\n{code}```"
 
     def _say(self, choices: tuple[str, ...], **more) -> str:
-        return self.plan.wording.choice(choices).format(things=self.world.things, **more)
+        return self.plan.wording.choice(choices).format(**more)
 
     def _recover(self, error: str) -> str:
         """Make ``block`` what is to be run after an error; returns the thought."""
@@ -145,16 +143,19 @@ class Writer:
             return self._say(WRONG)
         name = undefined_name(error)
         if name and self.style == "persistent":
-            ran, block = self.ran, self.block
-            self.block = lambda count: ran + block(count)
+            ran, block = self.ran.rstrip(), self.block
+            self.block = lambda count: f"{ran}; {re.sub('^#.*', '', block(count)).lstrip()}"
             return self._say(LOST, name=name)
-        self.count = next((smaller for smaller in SMALLER if smaller < self.count), 1)
+        for phase, count in self.counts.items():
+            self.counts[phase] = next((smaller for smaller in SMALLER if smaller < count), 1)
+        if self.style == "persistent":  # batches stand in the helpers: all begins anew
+            self.phase, self.tried = "look", 0
+            self.block = self._helpers()
         return self._say(CAPPED)
 
     def _understand(self, output: str) -> str:
         """Take in what a block printed; returns the thought that opens the next reply."""
-        if self.style == "stateless":
-            self.carried = "".join(f"{line}\n" for line in output.splitlines() if " = " in line)
+        self.carried = "".join(f"{line}\n" for line in output.splitlines() if " = " in line)
         restoring = self._say(RESTORED) + " " if self.style == "stateless" else ""
         if self.phase == "look":
             have, rest = self.plan.report
@@ -162,12 +163,12 @@ class Writer:
             said, self.known, left = found[-1][0], int(found[-1][1]), int(found[-1][2])
             self.phase = "look" if left else "act"
             return f"Result: {said}. " + restoring + self._say(MORE if left else ACT)
-        self.acted = True
-        calls = int(re.findall(r"^calls left (\d+)$", output, re.MULTILINE)[-1])
-        if calls:
+        untried = int(re.findall(r"^untried (\d+)$", output, re.MULTILINE)[-1])
+        self.tried += self.counts["act"]
+        if not untried:
             self.phase = "finish"
-            return f"Result: calls left {calls}. " + self._say(DONE)
-        return "Result: calls left 0. " + restoring + self._say(AGAIN)
+            return "Result: untried 0. " + self._say(DONE)
+        return f"Result: untried {untried}. " + restoring + self._say(AGAIN)
 
     def _slip(self, code: str) -> str:
         """The same block with a natural mistake: records that were not bound again, a parenthesis left open, text
@@ -178,82 +179,106 @@ class Writer:
         mistakes += [re.sub(rf"^({self.names['look']}|{self.names['fill']})\(", r"\1_more(", code, flags=re.MULTILINE)]
         return self.plan.wording.choice([mistake for mistake in mistakes if mistake != code] or [code])
 
-    def _constants(self) -> str:
-        return "".join(f"{name} = {value!r}\n" for name, value in self.world.constants.items())
-
-    def _printed(self, names: list[str]) -> str:
-        """Code that prints the values of ``names`` so that they can be bound again."""
-        texts = {name for name, value in self.world.constants.items() if isinstance(value, str)}
-        return "".join(f"print('{name} =', {f'repr({name})' if name in texts else name})\n" for name in names)
-
-    def _look(self) -> tuple[Callable[[int], str], int]:
-        world, plan, n = self.world, self.plan, self.names
-        ids, seen, d, i, limit = n["ids"], n["seen"], n["d"], n["i"], world.limit
-        record = ", ".join(f"{d}['{name}']" for name in world.fields)
-        listing = f"{ids} = json.loads({world.listing}()){plan.order.replace('ids', ids)}\n"
-        if "+" in plan.order:
-            listing = f"{ids} = json.loads({world.listing}())\n{ids} = {ids}{plan.order.replace('ids', ids)}\n"
-
-        def loop(start: str, count: str) -> str:
-            return (
-                f"for {i} in {plan.part.format(ids=ids, start=start, count=count, limit=limit)}:\n"
-                f"    {d} = json.loads({world.reading}({i}))\n"
-                f"    {seen}[{i}] = ({record})\n"
-                f"print('{plan.report[0]}', len({seen}), '{plan.report[1]}', {limit} - len({seen}))\n"
-            )
-
-        batch = self.cap if plan.overreach and self.turn == 0 else plan.batch
-        if self.style == "stateless":
-            state = self.carried or f"{self._constants()}{seen} = {{}}\n"
-            prints = self._printed([*world.constants, seen])
-            return lambda count: f"import json\n{state}{listing}{loop(f'len({seen})', str(count))}{prints}", batch
-        call = f"{n['look']}({self.known}, "
-        if "look" in self.helpers:
-            return lambda count: f"{call}{count})\n", batch
-        self.helpers.add("look")
-        helper = f"def {n['look']}({n['start']}, {n['count']}):\n" + indent(loop(n["start"], n["count"]), "    ")
-        return lambda count: f"import json\n{self._constants()}{listing}{seen} = {{}}\n{helper}{call}{count})\n", batch
-
-    def _act(self) -> tuple[Callable[[int], str], int]:
+    def _bound(self) -> str:
+        """Code that binds all state for the first time."""
         world, n = self.world, self.names
-        seen, i, count, left, denied = n["seen"], n["i"], n["count"], n["left"], n["denied"]
+        code = "".join(f"{name} = {value!r}\n" for name, value in world.constants.items())
+        code += f"{n['left']} = {world.room[0]}\n" if world.room else ""
+        code += f"{n['denied']} = []\n" if world.refuses else ""
+        code += f"{n['seen']} = {{}}\n"
+        return code if self.style == "persistent" else f"{code}{n['unread']} = {world.limit}\n"
+
+    def _printed(self) -> str:
+        """Code that prints all state so that it can be bound again."""
+        world, n = self.world, self.names
+        kept = [name for name in world.constants if re.search(rf"\b{name}\b", world.only)]
+        kept += [n["left"]] * bool(world.room) + [n["denied"]] * world.refuses + [n["seen"], n["unread"]]
+        texts = {name for name, value in world.constants.items() if isinstance(value, str)}
+        return "".join(f"print('{name} =', {f'repr({name})' if name in texts else name})\n" for name in kept)
+
+    def _listing(self) -> str:
+        ids, order = self.names["ids"], self.plan.order
+        listing = f"{ids} = json.loads({self.world.listing}())"
+        return f"{listing}\n{ids} = {ids}{order.replace('ids', ids)}\n" if "+" in order else f"{listing}{order}\n"
+
+    def _reading(self) -> str:
+        """Code that reads the next things."""
+        n, (have, rest), limit = self.names, self.plan.report, self.world.limit
+        ids, seen, unread, d, i = (n[name] for name in ("ids", "seen", "unread", "d", "i"))
+        record = ", ".join(f"{d}['{name}']" for name in self.world.fields)
+        code = f"    {d} = json.loads({self.world.reading}({i}))\n    {seen}[{i}] = ({record})\n"
+        if self.style == "persistent":
+            code = f"for {i} in {ids}[{n['start']}:{limit}][:{BATCH}]:\n{code}"
+            code += f"print('{have}', len({seen}), '{rest}', {limit} - len({seen}))\n"
+            return f"{code}print(f'{n['look']}({{{n['start']}}}); {n['look']}({{len({seen})}})')\n"
+        code = f"for {i} in {ids}[len({seen}):][:min({BATCH}, {unread})]:\n{code}    {unread} -= 1\n"
+        return f"{code}print('{have}', len({seen}), '{rest}', {unread})\n"
+
+    def _acting(self) -> str:
+        """Code that tries the best of the things that were read and not tried yet."""
+        world, n = self.world, self.names
+        seen, i, order, left, denied = n["seen"], n["i"], n["order"], n["left"], n["denied"]
         values = [ALIASES.get(name, name) for name in world.fields]
         room, at = world.room or ("", None)
         need = "1" if at is None else values[at]
-        order = f"list({seen})"
+        best = f"list({seen})"
         if world.order:
             key = world.order.format(*(f"{seen}[{i}][{place}]" for place in range(len(values))))
-            order = f"sorted({seen}, key=lambda {i}: {self.plan.descending.format(key=key)})"
+            best = f"sorted({seen}, key=lambda {i}: {self.plan.descending.format(key=key)})"
+        if self.style == "persistent":
+            code = f"{order} = {best}\nfor {i} in {order}[{n['start']}:][:{BATCH}]:\n"
+            code += f"    {', '.join(values)} = {seen}[{i}]\n"
+        else:
+            code = f"for {i} in {best}[:{BATCH}]:\n    {', '.join(values)} = {seen}.pop({i})\n"
         skips = [f"not {world.only}".format(*values)] if world.only else []
         skips += [f"{values[-1]} in {denied}"] if world.refuses else []
         skips += [f"{need} > {left}"] if room else []
-        loop = f"for {i} in {order}:\n    if {count} == 0:\n        break\n    {', '.join(values)} = {seen}[{i}]\n"
-        loop += f"    if {' or '.join(skips)}:\n        continue\n" if skips else ""
-        loop += f"    {count} -= 1\n"
+        code += f"    if {' or '.join(skips)}:\n        continue\n" if skips else ""
         if world.refuses:
-            error = n["error"]
-            loop += f"    try:\n        {world.acting}({i})\n    except Exception as {error}:\n"
-            loop += f"        if 'not allowed' in str({error}):\n            {denied}.append({values[-1]})\n"
-            loop += "            continue\n"
+            code += f"    try:\n        {world.acting}({i})\n    except Exception as {n['error']}:\n"
+            code += f"        if 'not allowed' in str({n['error']}):\n            {denied}.append({values[-1]})\n"
+            code += "        continue\n" if room else ""
         else:
-            loop += f"    {world.acting}({i})\n"
-        loop += f"    {left} -= {need}\n" if room else ""
-        loop += f"    {seen}.pop({i})\n"
-        fresh = (f"{left} = {room}\n" if room else "") + (f"{denied} = []\n" if world.refuses else "")
-        report = f"print('calls left', {count})\n"
-        report += self._printed([left] * bool(room) + [denied] * world.refuses)
+            code += f"    {world.acting}({i})\n"
+        code += f"    {left} -= {need}\n" if room else ""
+        if self.style == "persistent":
+            code += f"print('untried', len({order}[{n['start']} + {BATCH}:]))\n"
+            return f"{code}print(f'{n['fill']}({{{n['start']}}}); {n['fill']}({{{n['start']} + {BATCH}}})')\n"
+        return f"{code}print('untried', len({seen}))\n"
+
+    def _look(self) -> Callable[[int], str]:
         if self.style == "stateless":
-            kept = [name for name in world.constants if re.search(rf"\b{name}\b", world.only)]
-            report += self._printed(kept) + f"if {count} == 0:\n    print('{seen} =', {seen})\n"
-            state = self.carried + ("" if self.acted else fresh)
-            return lambda number: f"{state}{count} = {number}\n{loop}{report}", self.plan.tries
-        call = f"{n['fill']}("
-        if "fill" in self.helpers:
-            return lambda number: f"{call}{number})\n", self.plan.tries
-        self.helpers.add("fill")
-        outer = f"    global {left}\n" if room else ""
-        helper = f"def {n['fill']}({count}):\n{outer}" + indent(loop + report, "    ")
-        return lambda number: f"{fresh}{helper}{call}{number})\n", self.plan.tries
+            return self._carrying(f"import json\n{self.carried or self._bound()}{self._listing()}", self._reading())
+        return self._call("look", self.known) if self.turn else self._helpers()
+
+    def _act(self) -> Callable[[int], str]:
+        if self.style == "stateless":
+            return self._carrying(self.carried, self._acting())
+        return self._call("fill", self.tried)
+
+    def _carrying(self, bound: str, code: str) -> Callable[[int], str]:
+        """A block that binds its state, does something, and prints its state."""
+        printed = self._printed()
+        return lambda count: bound + code.replace(BATCH, str(count)) + printed
+
+    def _helpers(self) -> Callable[[int], str]:
+        """The block that binds all state, defines both helpers, and calls the first."""
+        n, head = self.names, f"import json\n{self._bound()}{self._listing()}"
+        acting = (f"global {n['left']}\n" if self.world.room else "") + self._acting()
+        acting = acting.replace(BATCH, str(self.counts["act"]))
+        for helper, code in (("look", self._reading()), ("fill", acting)):
+            head += f"def {n[helper]}({n['start']}):\n{indent(code, '    ')}"
+        self.called = f"{n['look']}(0)"
+        return lambda count: head.replace(BATCH, str(count)) + f"{n['look']}(0)\n"
+
+    def _call(self, helper: str, start: int) -> Callable[[int], str]:
+        """A call of a helper; the comment says after which: who has to run all calls again finds the order there."""
+        before, self.called = self.called, f"{self.names[helper]}({start})"
+        text = f"# {before}; {self.called}\n{self.called}\n"
+        return lambda count: text
+
+    def _finish(self) -> Callable[[int], str]:
+        return lambda count: "finish()\n"
 
 
 class RuleTeacher:
@@ -268,7 +293,7 @@ class RuleTeacher:
         if kind not in KINDS:
             raise ValueError(f"teacher style {kind!r}: needs one of {KINDS}")
         world = World(
-            *("items", "list_items", "inspect", "take_item", ("weight", "value", "class")),
+            *("list_items", "inspect", "take_item", ("weight", "value", "class")),
             constants={"capacity": task.capacity, "budget": task.inspect_budget},
             limit="budget",
             order="{1} / {0}",

@@ -28,8 +28,8 @@
 run_folder: str = "runs/nano"  # where this run's files go, below the checkout
 seed: int = 0  # everything random in this run follows from it
 reuse: str = ""  # folder of a finished run: what it made with the same parameters is taken over
-n_train: int = 320  # training tasks to play, from notebook 01
-n_pairs: int = 280  # pairs to keep for training, of those that pass the filters
+n_train: int = 180  # training tasks to play, from notebook 01
+n_pairs: int = 150  # pairs to keep for training, of those that pass the filters
 max_turns: int = 20  # turns per episode at most
 max_tool_calls: int = 25  # tool calls per turn at most
 prompt_detail: str = "compact"  # compact (scale model) or full (language models)

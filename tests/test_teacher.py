@@ -108,14 +108,15 @@ def test_a_persistent_writer_whose_names_are_gone_runs_all_of_its_code_again():
     assert lost and play.finish_reason == "finish_tool" and play.score > 0.5
     for number in lost:
         ran, failed, again = (play.turns[place].code for place in (number - 1, number, number + 1))
-        assert again == ran + failed
+        assert again == f"{ran.rstrip()}; {failed.splitlines()[-1]}\n"
+        assert failed == "finish()\n" or f"{ran.splitlines()[-1].split('; ')[-1]}; " in failed  # what it came after
 
 
 def test_traces_vary_in_wording_order_and_batch_size(played):
     openings = {play.turns[0].text.split("\n")[0] for play in played["persistent"]}
     orders = {line for play in played["persistent"] for line in play.turns[0].code.split("\n") if "ids" in line}
-    batches = {play.turns[0].code.rstrip().rsplit("\n", 1)[-1] for play in played["persistent"]}
-    assert len(openings) >= 3 and len(orders) >= 3 and len(batches) >= 6
+    batches = {line for play in played["persistent"] for line in play.turns[0].code.split("\n") if "[start:" in line}
+    assert len(openings) >= 3 and len(orders) >= 3 and len(batches) >= 4
 
 
 def test_same_seed_gives_the_same_words_and_another_seed_others():

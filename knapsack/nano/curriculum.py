@@ -1,8 +1,8 @@
 """What the scale model's base practises: CodeAct in toy worlds that are not Opaque Knapsack, and copying.
 
 A toy world has things with numbers and a letter behind a reading tool, a limit on readings, and a goal. All words in
-it are drawn anew for each episode from WORDS: tools, things, fields, constants, and the variables and helpers that
-the writer binds; so that whatever is specific has to be copied from the context. ``teacher.Writer`` writes the code,
+it are drawn anew for each episode from WORDS: tools, fields, constants, and the variables and helpers that the writer
+binds; so that whatever is specific has to be copied from the context. ``teacher.Writer`` writes the code,
 style and runtime are drawn independently, and each episode is really executed: so the base learns both ways of
 carrying state, and the way on from errors, without learning which way goes with which runtime.
 
@@ -20,6 +20,7 @@ from knapsack.agent import Reply, code_block, run_alone
 from knapsack.prompts import (
     COMPACT,
     RUNTIME_COMPACT,
+    TASK_COMPACT,
     Message,
     message,
     observation_message,
@@ -64,11 +65,6 @@ _TALE = sorted({*_NOUN, *_VERB, *(f"{_PAIRS.choice(_VERB)}_{_PAIRS.choice(_NOUN)
 UNSEEN = tuple(_TALE[::8])  # words that only the probe's worlds use
 WORDS = tuple(dict.fromkeys([*_TALE, *_FIELDS.split(), *_OTHER.split()]))
 PRACTISED = tuple(word for word in WORDS if word not in UNSEEN)
-# What a word is used for where words keep to their roles; in other worlds any word may be anything.
-_FREE = sorted({*_NOUN, *_OTHER.split()} - {*UNSEEN, *NAMES, "inspect", "take_item", "list_items"})
-ROLES = {name: (name, *_FREE[number :: len(NAMES)]) for number, name in enumerate(NAMES)}
-ROLES |= {"things": tuple(_FREE), "field": tuple(_FIELDS.split()), "constant": tuple(_FIELDS.split())}
-ROLES |= {"tool": (*(word for word in _TALE if word not in {*UNSEEN, *_NOUN}), "inspect", "take_item", "list_items")}
 ORDERS = ("", "{0}", "{1}", "{0} + {1}", "{0} - {1}", "{1} - {0}", "{1} + {0}")  # keys to sort by
 CAPS = (25, 25, 25, 40, 60, 80, 100)
 
@@ -83,19 +79,13 @@ class ToyWorld:
         low, high = source.choice(((20, 100), (50, 500), (20, 500)))
         ids = sorted(pool_id(k) for k in source.sample(range(1024), count))
         self.things = {i: (source.randint(1, low), source.randint(1, high), source.choice(letters)) for i in ids}
-        roles = ROLES if words is PRACTISED and source.random() < 0.6 else {}
-        used: set[str] = set()
-
-        def draw(role: str) -> str:
-            free = [word for word in roles.get(role, words) if word not in used]
-            word = source.choice(free if role == "field" else [word for word in free if not keyword.iskeyword(word)])
-            used.add(word)
-            return word
-
         numbers = source.choice((1, 2, 2, 2))
-        things, *tools = (draw(role) for role in ("things", "tool", "tool", "tool"))
-        fields = [draw("field") for _ in range(numbers + 1)]
-        limit, room, wanted = (draw("constant") for _ in range(3))
+        drawn = iter(source.sample([word for word in words if not keyword.iskeyword(word)], 7 + numbers + len(NAMES)))
+        tools = [next(drawn) for _ in range(3)]
+        fields = [next(drawn) for _ in range(numbers + 1)]
+        if source.random() < 0.2 and words is PRACTISED:
+            fields[-1] = "class"  # a name that no variable can have
+        limit, room, wanted = (next(drawn) for _ in range(3))
         constants: dict[str, int | str] = {limit: source.randint(max(1, count * 2 // 3), count)}
         order = source.choice([order for order in ORDERS if numbers == 2 or "{1}" not in order])
         fits = source.choice((None, None, *range(numbers))) if source.random() < 0.5 or all_at_once else ""
@@ -118,10 +108,10 @@ class ToyWorld:
         said += [f"some {fields[-1]} are refused"] if refuses else []
         names = list(constants)
         source.shuffle(names)
-        usual = source.random() < 0.3 and not set(NAMES) & used
-        self.names = {name: name if usual else draw(name) for name in NAMES}
+        usual = source.random() < 0.3 and not set(NAMES) & {*tools, *fields, limit, room, wanted}
+        self.names = dict(zip(NAMES, NAMES if usual else drawn, strict=False))
         self.world = World(
-            *(things, *tools, tuple(fields), {name: constants[name] for name in names}, limit),
+            *(*tools, tuple(fields), {name: constants[name] for name in names}, limit),
             order=order,
             only=only,
             room=(room, fits) if fits != "" else None,
@@ -165,11 +155,14 @@ class ToyWorld:
         world = self.world
         tools = {"listing": world.listing, "reading": world.reading, "acting": world.acting}
         system = COMPACT.format(runtime=RUNTIME_COMPACT[kind], fields=", ".join(world.fields), cap=self.cap, **tools)
-        user = (
-            f"{world.things}, {world.fields[-1]} {self.letters}: {world.reading} up to {world.limit} {world.things}, "
+        user = TASK_COMPACT.format(
+            what="Toy",
+            kinds=f"{world.fields[-1]} {self.letters}",
+            limit=world.limit,
+            goal=self.goal,
+            facts="\n".join(f"{name} = {value!r}" for name, value in world.constants.items()),
+            **tools,
         )
-        user += f"{world.acting} {self.goal}.\n"
-        user += "\n".join(f"{name} = {value!r}" for name, value in world.constants.items())
         return [message("system", system), message("user", user)]
 
 
@@ -178,7 +171,10 @@ def toy(seed: int, words: tuple[str, ...] = PRACTISED, largest: int = 44, all_at
     source = stream(seed, "toy")
     world = ToyWorld(source, words, largest, all_at_once)
     plan = Plan.draw(source, 25)
-    plan = replace(plan, batch=source.randint(3, 22))
+    batch, tries = source.sample(range(3, 25), 2)
+    plan = replace(plan, batch=batch, tries=tries)
+    if plan.overreach:
+        world.cap = source.randint(8, 25)
     plan = replace(plan, slip=source.choice((0, 1, 2, 3)) if source.random() < 0.2 else None)
     if source.random() < 0.5:
         plan = replace(plan, report=tuple(source.sample(words, 2)))
@@ -215,8 +211,8 @@ def toy_episode(seed: int, pool) -> tuple[list[Message], str, str]:
     """
     world, plan = toy(seed)
     source = stream(seed, "regime")
-    style, kind = source.choices(KINDS, (3, 2))[0], source.choices(KINDS, (2, 3))[0]
-    writer, slips = Writer(world.world, style, plan, 25, world.names), []
+    style, kind = source.choice(KINDS), source.choices(KINDS, (2, 3))[0]
+    writer, slips = Writer(world.world, style, plan, min(world.cap, 25), world.names), []
 
     def reply(messages: list[Message]) -> Reply:
         written = answer(writer, messages)
@@ -238,6 +234,7 @@ LINES = (
     "{a}, {b} = {c}[{d}]", "try:\n    {a}({b})\nexcept Exception as {c}:\n    {d}.append({b})",
     "while {a} < {n}:\n    {a} += {m}", "{a} = {b}['{c}'] - {d}['{c}']", "{a}.pop({b})", "{a} = json.loads({b}({c}))",
     "{a}[{b}] = ({c}['{d}'], {c}['{e}'])", "{a}({b}, {n})", "{a}({n}, {m})", "import {a}", "{a} = {{}}\n{b} = []",
+    "{a} = {b} / {c} - {n} * {d}",
 )  # fmt: skip
 
 
@@ -277,9 +274,10 @@ def replay_exercise(seed: int) -> list[Message]:
         if number == 0:
             write(f"I write {code.split()[0]}.", code, output=shown)
         else:
-            write("I go on.", code, f"NameError: name '{lost}' is not defined")
+            comment = f"# {ran.splitlines()[-1].strip()}; {code.splitlines()[0].strip()}\n"  # what follows what
+            write("I go on.", comment + code, f"NameError: name '{lost}' is not defined")
             messages[-2]["slip"] = "yes"  # random: nothing to be learned from it
-            code = ran + code
+            code = f"{ran.rstrip()}; {code.lstrip()}"
             write(source.choice(LOST).format(name=lost), code, output=shown)
             if sum(len(m["content"]) for m in messages) > 9000:
                 break

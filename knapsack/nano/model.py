@@ -44,7 +44,7 @@ WORDS = "|".join(
         *(re.escape(part) for part in sorted(_SAID, key=len, reverse=True)),
         r'\{"output": "|", "error": (?:null, "runtime_state": \{"runtime": )?"|", "runtime_state": \{"runtime": "',
         r'", "active_globals": \["?|"?\], "last_step_globals": \["?|NameError: name \'|\' is not defined',
-        r" = json\.loads\(|json\.loads\(|\]\[\d\](?: [-+*/] )?| in (?=[a-z])",
+        r" = json\.loads\(|json\.loads\(|\]\[\d\]| in (?=[a-z])",
         r"\n?```(?:python\n)?|\\n",
         f" (?:{'|'.join(sorted(SPACED.split()))})\\b",
         r"(?:for|if|def|import|not) (?=[a-z])|[A-Za-z_]+",

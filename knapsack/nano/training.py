@@ -28,7 +28,7 @@ from knapsack.prompts import Message
 from knapsack.runs import as_json, provenance, read_json, write_text
 from knapsack.runtime import KINDS, interpreter_pool
 from knapsack.tasks import preset, sample_task
-from knapsack.teacher import RuleTeacher
+from knapsack.teacher import NAMES, RuleTeacher
 
 Row = tuple[torch.Tensor, torch.Tensor]  # input_ids and labels, both int32 [length]
 
@@ -52,8 +52,8 @@ def vocabulary_texts(pool) -> Iterator[str]:
 
 def make_rows(tokenizer, exercises: Iterable[list[Message]], count: int) -> list[Row]:
     """Rows of exercises that fit the context. Mistakes, and names that a writer invents, carry no label: they are
-    read, but nothing in the context foretells them."""
-    rows, names = [], set(tokenizer.convert_tokens_to_ids(list(curriculum.WORDS)))
+    read, but nothing in the context foretells them. Its usual names do: where no other is known, one of them fits."""
+    rows, names = [], set(tokenizer.convert_tokens_to_ids(sorted({*curriculum.WORDS} - {*NAMES})))
     for messages in tqdm(exercises, total=count, desc="exercises", mininterval=5):
         rendered = prompts.render([{part: m[part] for part in ("role", "content")} for m in messages], tokenizer)
         ids, labels = torch.tensor(rendered.input_ids).int(), torch.tensor(rendered.labels).int()
@@ -193,7 +193,7 @@ record of that run.
 **It has seen** {rows:,} exercises (trained on for {tokens:,} padded tokens, loss on the assistant's tokens only):
 
 - {toys:.0%} toy episodes, each really executed: read things through a tool up to a limit, then act on some of them.
-  What tools, things, fields, constants, variables and helpers are called is drawn anew for each from {words} words;
+  What tools, fields, constants, variables and helpers are called is drawn anew for each from {words} words;
   goals sort by one of {orders} keys, filter, fill a room, or meet refusals. The persistent and the stateless style of
   `knapsack.teacher.Writer`, each in either runtime. A persistent writer whose names are gone runs all of its code
   again; after the cap on tool calls a smaller batch follows; mistakes are read, not imitated, and corrected.
@@ -250,9 +250,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "base")
     parser.add_argument("--tokens", type=float, default=1.1e7, help="padded tokens to train on")
-    parser.add_argument("--exercises", type=int, default=14000)
-    parser.add_argument("--toys", type=float, default=0.6, help="share of toy episodes among the exercises")
-    parser.add_argument("--replays", type=float, default=0.2, help="share of replays of random code")
+    parser.add_argument("--exercises", type=int, default=15000)
+    parser.add_argument("--toys", type=float, default=0.55, help="share of toy episodes among the exercises")
+    parser.add_argument("--replays", type=float, default=0.15, help="share of replays of random code")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="padded tokens of a step, by all processes")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

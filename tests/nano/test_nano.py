@@ -15,7 +15,7 @@ from knapsack.nano import curriculum, training
 from knapsack.nano import model as nano
 from knapsack.runs import find_base
 from knapsack.runtime import KINDS, Observation, interpreter_pool
-from knapsack.tasks import pool_id
+from knapsack.tasks import pool_id, preset, sample_task
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,15 @@ def test_no_toy_world_is_opaque_knapsack():
         assert " / " not in world.order and not (world.only and world.room and world.refuses)
 
 
+def test_the_compact_task_is_told_as_a_toy_world_is():
+    said = r"[\w ]+, \w+ A to [A-Z]: (\w+) up to (\w+), \w+ [^.]+\.(\n\w+ = ('[A-Z]'|\d+))+"
+    told = [curriculum.toy(seed)[0].opening("stateless") for seed in range(30)]
+    told.append(prompts.opening(sample_task(0, preset("nano_hard")), "stateless", 25, "compact"))
+    for system, user in told:
+        reading, limit = re.fullmatch(said, user["content"]).group(1, 2)
+        assert f" {reading}(id) " in system["content"] and f"\n{limit} = " in user["content"]
+
+
 def test_only_the_persistent_style_in_a_stateless_runtime_runs_its_code_again(toys):
     again = re.compile(r"I run (all my code|all of it) again")
     found = {
@@ -88,7 +97,9 @@ def test_a_replay_holds_all_that_ran_and_the_block_that_failed():
         ]
         ran = blocks[0]
         for failed, again in zip(blocks[1::2], blocks[2::2], strict=True):
-            assert again == ran + failed
+            comment, code = failed.split("\n", 1)
+            assert comment == f"# {ran.splitlines()[-1].strip()}; {code.splitlines()[0].strip()}"
+            assert again == f"{ran.rstrip()}; {code.lstrip()}"
             ran = again
 
 
