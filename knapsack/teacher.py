@@ -26,7 +26,7 @@ from knapsack.runtime import KINDS, Kind, undefined_name
 from knapsack.tasks import Task
 
 # that a writer binds
-NAMES = ("ids", "seen", "unread", "d", "i", "look", "fill", "start", "order", "left", "denied", "error")
+NAMES = ("ids", "seen", "unread", "tried", "d", "i", "look", "fill", "start", "order", "left", "denied", "error")
 ORDERS = ("", "[::-1]", "[::2] + ids[1::2]")  # of the ids, as code
 REPORTS = (("inspected", "to go"), ("read", "open"), ("known", "missing"))  # counts of things read and still to read
 BATCH = "BATCH"  # stands for a number in code
@@ -126,7 +126,7 @@ class Writer:
         else:
             self.ran = self.block(self.counts[self.phase]) if observation else ""
             thought = self._understand(observation["output"]) if observation else self._say(OPENING)
-            self.block = {"look": self._look, "act": self._act, "finish": self._finish}[self.phase]()
+            self.block = self._next()
             code = self.block(self.counts[self.phase])
             written = self._slip(code) if self.turn == self.plan.slip and self.phase != "finish" else code
             self.slipped, code = written != code, written
@@ -186,13 +186,13 @@ class Writer:
         code += f"{n['left']} = {world.room[0]}\n" if world.room else ""
         code += f"{n['denied']} = []\n" if world.refuses else ""
         code += f"{n['seen']} = {{}}\n"
-        return code if self.style == "persistent" else f"{code}{n['unread']} = {world.limit}\n"
+        return code if self.style == "persistent" else f"{code}{n['tried']} = 0\n{n['unread']} = {world.limit}\n"
 
     def _printed(self) -> str:
         """Code that prints all state so that it can be bound again."""
         world, n = self.world, self.names
         kept = [name for name in world.constants if re.search(rf"\b{name}\b", world.only)]
-        kept += [n["left"]] * bool(world.room) + [n["denied"]] * world.refuses + [n["seen"], n["unread"]]
+        kept += [n["left"]] * bool(world.room) + [n["denied"]] * world.refuses + [n["seen"], n["tried"], n["unread"]]
         texts = {name for name, value in world.constants.items() if isinstance(value, str)}
         return "".join(f"print('{name} =', {f'repr({name})' if name in texts else name})\n" for name in kept)
 
@@ -217,7 +217,7 @@ class Writer:
     def _acting(self) -> str:
         """Code that tries the best of the things that were read and not tried yet."""
         world, n = self.world, self.names
-        seen, i, order, left, denied = n["seen"], n["i"], n["order"], n["left"], n["denied"]
+        seen, i, order, left, denied, tried = (n[x] for x in ("seen", "i", "order", "left", "denied", "tried"))
         values = [ALIASES.get(name, name) for name in world.fields]
         room, at = world.room or ("", None)
         need = "1" if at is None else values[at]
@@ -227,9 +227,9 @@ class Writer:
             best = f"sorted({seen}, key=lambda {i}: {self.plan.descending.format(key=key)})"
         if self.style == "persistent":
             code = f"{order} = {best}\nfor {i} in {order}[{n['start']}:][:{BATCH}]:\n"
-            code += f"    {', '.join(values)} = {seen}[{i}]\n"
         else:
-            code = f"for {i} in {best}[:{BATCH}]:\n    {', '.join(values)} = {seen}.pop({i})\n"
+            code = f"for {i} in {best}[{tried}:][:{BATCH}]:\n"
+        code += f"    {', '.join(values)} = {seen}[{i}]\n"
         skips = [f"not {world.only}".format(*values)] if world.only else []
         skips += [f"{values[-1]} in {denied}"] if world.refuses else []
         skips += [f"{need} > {left}"] if room else []
@@ -244,22 +244,18 @@ class Writer:
         if self.style == "persistent":
             code += f"print('untried', len({order}[{n['start']} + {BATCH}:]))\n"
             return f"{code}print(f'{n['fill']}({{{n['start']}}}); {n['fill']}({{{n['start']} + {BATCH}}})')\n"
-        return f"{code}print('untried', len({seen}))\n"
+        return f"{code}{tried} += {BATCH}\nprint('untried', len(list({seen})[{tried}:]))\n"
 
-    def _look(self) -> Callable[[int], str]:
-        if self.style == "stateless":
-            return self._carrying(f"import json\n{self.carried or self._bound()}{self._listing()}", self._reading())
-        return self._call("look", self.known) if self.turn else self._helpers()
-
-    def _act(self) -> Callable[[int], str]:
-        if self.style == "stateless":
-            return self._carrying(self.carried, self._acting())
-        return self._call("fill", self.tried)
-
-    def _carrying(self, bound: str, code: str) -> Callable[[int], str]:
-        """A block that binds its state, does something, and prints its state."""
-        printed = self._printed()
-        return lambda count: bound + code.replace(BATCH, str(count)) + printed
+    def _next(self) -> Callable[[int], str]:
+        """The block of the phase, by its batch."""
+        if self.phase == "finish":
+            return lambda count: "finish()\n"
+        looking, bound = self.phase == "look", self.carried or self._bound()
+        if self.style == "persistent":
+            return self._call("look" if looking else "fill") if self.turn else self._helpers()
+        head = f"import json\n{bound}{self._listing()}" if looking else bound
+        code, printed = self._reading() if looking else self._acting(), self._printed()
+        return lambda count: head + code.replace(BATCH, str(count)) + printed
 
     def _helpers(self) -> Callable[[int], str]:
         """The block that binds all state, defines both helpers, and calls the first."""
@@ -271,14 +267,12 @@ class Writer:
         self.called = f"{n['look']}(0)"
         return lambda count: head.replace(BATCH, str(count)) + f"{n['look']}(0)\n"
 
-    def _call(self, helper: str, start: int) -> Callable[[int], str]:
+    def _call(self, helper: str) -> Callable[[int], str]:
         """A call of a helper; the comment says after which: who has to run all calls again finds the order there."""
+        start = self.known if helper == "look" else self.tried
         before, self.called = self.called, f"{self.names[helper]}({start})"
         text = f"# {before}; {self.called}\n{self.called}\n"
         return lambda count: text
-
-    def _finish(self) -> Callable[[int], str]:
-        return lambda count: "finish()\n"
 
 
 class RuleTeacher:

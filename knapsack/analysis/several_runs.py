@@ -17,23 +17,13 @@ import pandas as pd
 
 from knapsack.analysis.estimates import COLUMNS, PP, PS, SP, SS, estimates_table
 from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap
-from knapsack.analysis.metrics import (
-    CELL,
-    EPISODE_COLUMNS,
-    NUMBERS,
-    SETTING,
-    cell_name,
-    setting_columns,
-    setting_names,
-    write_csv,
-)
+from knapsack.analysis.metrics import EPISODE_COLUMNS, NUMBERS, SETTING, setting_columns, write_csv
 from knapsack.analysis.tables import Table, between, listed, number, save
 from knapsack.runs import CorruptFileError, Run, check, project_folder, read_json, settings_of
 from knapsack.runtime import KINDS
 
 STEPS = {"01_generate": "tasks", "02_traces": "traces", "03_finetune": "training", "04_evaluate": "sampling"}
 OF_TRAINING = ("02_traces", "03_finetune")
-IDENTITY = ["task_id", "status", "score", "prompt_tokens", "completion_tokens"]  # equal: the very same episode
 NAMED = 3  # parameters that a sentence lists, of those that differ
 SAYS = {  # of the variation between runs, by the first step whose seed differs
     "01_generate": "Each run drew tasks of its own, so what varies is tasks and all that follows from them, taken "
@@ -107,7 +97,7 @@ def side_by_side(folders: list[str | Path], bootstrap: Bootstrap = BOOTSTRAP) ->
     estimates = pd.concat(made, ignore_index=True)[["run", *COLUMNS]]
     texts = {"several_runs": _made(episodes, manifests, pool), "several_contrasts": contrasts(estimates, pool)}
     return SideBySide(
-        describe(manifests, pool, same_episodes(episodes, pool.members)),
+        describe(manifests, pool),
         {name: Table(rows, CAPTIONS[name]) for name, rows in texts.items()},
         estimates,
         [pool.members] if pool.members else [],
@@ -203,18 +193,6 @@ def trainings(manifests: dict[str, dict], pool: Pool) -> dict[str, str]:
     return {run: seed for seed, run in reversed(by_seed.items())}
 
 
-# Numbers
-
-
-def same_episodes(episodes: pd.DataFrame, runs: list[str]) -> list[str]:
-    """Names of the cells that two or more of ``runs`` have, all with the very same scores and tokens."""
-    seen, names = {}, setting_names(episodes)
-    for (*cell, split, cap, _), group in episodes[episodes["run"].isin(runs)].groupby([*CELL, "run"], sort=False):
-        alike = seen.setdefault(f"{cell_name(*cell)} {names[split, cap]}", [])
-        alike.append(group[IDENTITY].sort_values("task_id", ignore_index=True))
-    return [cell for cell, alike in seen.items() if len(alike) > 1 and all(map(alike[0].equals, alike[1:]))]
-
-
 # Text
 
 
@@ -242,17 +220,14 @@ def contrasts(estimates: pd.DataFrame, pool: Pool) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def describe(manifests: dict[str, dict], pool: Pool, same: list[str]) -> str:
-    """What varies between the pooled runs and what that tells (``same``: ``same_episodes`` of them), then why others
-    are not pooled."""
+def describe(manifests: dict[str, dict], pool: Pool) -> str:
+    """What varies between the pooled runs and what that tells, then why others are not pooled."""
     said, count = [], len(pool.members)
     if count > 1:
         said += [_differing(manifests, pool), SAYS[pool.varying[0]]]
         drawn = {step: {_seeds(manifests[run]).get(step) for run in pool.members} for step in pool.varying}
         if shared := listed([STEPS[step] for step, values in drawn.items() if len(values) < count]):
             said.append(f"Some share the seed of {shared}, so they are not independent and may vary too little.")
-        if same:
-            said.append(f"The same episodes in all of them, drawn once and so without spread: {listed(same)}.")
         if len(commits := {_commits(manifests[run]) for run in pool.members}) > 1 or "*" in "".join(commits):
             said.append("They were not made by one clean commit, so that the code may be a further difference.")
     else:

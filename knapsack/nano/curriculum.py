@@ -302,6 +302,7 @@ def copy_exercise(seed: int, longest: int = 60) -> list[Message]:
         for k in sorted(source.sample(range(1024), count), key=pool_id)
     }
     stages = [*sorted(source.sample(range(1, count), min(count - 1, source.randint(0, 3)))), count]
+    kept = source.choice((1.0, 1.0, 0.8))  # share of entries that a stage has: what followed what last is what counts
     code = "import json\n" * (source.random() < 0.5)
     rest_of_code = random_code(source, PRACTISED, source.randint(0, 5))
 
@@ -311,7 +312,7 @@ def copy_exercise(seed: int, longest: int = 60) -> list[Message]:
 
     messages = [message("user", f"{name} {have} {rest}"), message("assistant", block({})[1]) | {"slip": "yes"}]
     for stage in stages:
-        lines, reply = block(dict(list(records.items())[:stage]))
+        lines, reply = block({i: r for i, r in list(records.items())[:stage] if source.random() < kept})
         result = f"{have} {stage} {rest} {count - stage}"
         messages.append(observation_message(Observation(f"{result}\n{lines}"), source.choice(KINDS)))
         messages.append(message("assistant", f"Result: {result}. I restore the records first.\n{reply}"))

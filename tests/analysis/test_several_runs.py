@@ -55,8 +55,7 @@ def pooled(folders):
 def said_of(folders):
     """The sentence, without the estimates, which take the time."""
     episodes, manifests = several_runs.read_runs(folders)
-    pool = several_runs.pool_runs(episodes, manifests)
-    return several_runs.describe(manifests, pool, several_runs.same_episodes(episodes, pool.members))
+    return several_runs.describe(manifests, several_runs.pool_runs(episodes, manifests))
 
 
 def compared(folders):
@@ -182,15 +181,6 @@ def test_the_estimates_of_a_run_are_those_of_its_own_episodes(three):
         pd.testing.assert_frame_equal(found, own)
     values = several.values[several.values["quantity"] == "score"]
     assert len(values) == 3 * len(SIZES) * len(CELLS) and set(values["model"]) == {cell[0] for cell in CELLS}
-
-
-def test_the_same_episodes_in_every_run_are_named(three):
-    folders, several = three
-    episodes, _ = several_runs.read_runs(folders)
-    same = several_runs.same_episodes(episodes, ["seed0", "seed1", "seed2"])
-    assert same == ["base→P easy", "teacher→P easy", "base→P hard", "teacher→P hard"]
-    said = "without spread: base→P easy, teacher→P easy, base→P hard and teacher→P hard."
-    assert said in several.sentence
 
 
 # Words
