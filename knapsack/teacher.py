@@ -85,7 +85,7 @@ class Plan:
         return cls(
             order=source.choices(ORDERS, (3, 1, 1))[0],
             report=source.choice(REPORTS),
-            batch=max(1, source.choice((12, 16, 20)) * max_tool_calls // 25),
+            batch=max(1, source.choice((22, 24, 24)) * max_tool_calls // 25),
             tries=max(1, source.choice((22, 24)) * max_tool_calls // 25),
             descending=source.choice(("{key}, reverse=True", "-({key})")),
             overreach=source.random() < 0.15,
