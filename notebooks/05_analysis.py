@@ -245,8 +245,8 @@ display(Markdown(excerpts.write_examples(run, seen.failures, folder)))
 # # Several runs
 #
 # All intervals above ask what other *tasks* would give to the same models. What another training would give takes
-# another training: name its folder in `more_runs`. `make seeds` trains twice more and names both, and so this notebook
-# stands in the repository. Base and teacher played once, for all three.
+# another training: name its folder in `more_runs`. `make seeds` trains twice more and names both (base and teacher play
+# once, for all three); in the repository, this notebook stands as `make report` leaves it.
 
 # %%
 display(Markdown(beside.sentence), *map(Markdown, several_runs.write(run, beside)))
