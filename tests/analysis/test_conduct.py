@@ -121,7 +121,8 @@ def test_the_stateless_teacher_restates_what_the_persistent_one_keeps():
         task = scripted.sample_task(1, preset("easy"))
         play = agent.episode(task, kind, EpisodeSettings(detail="compact"))
         share[kind] = share_of(agent.run_alone(play, RuleTeacher(task, kind, 1)))
-    assert share["persistent"] < 0.02 and share["stateless"] > 0.6
+    # The persistent style names the call before in a comment, and nothing else again.
+    assert share["persistent"] < 0.05 and share["stateless"] > 0.6
 
 
 def test_each_turn_has_one_error():

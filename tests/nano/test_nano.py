@@ -174,5 +174,8 @@ def test_the_shipped_base_copies_a_long_record_exactly(tokenizer):
     rendered = prompts.render(messages, tokenizer)
     with torch.no_grad():
         choice = model(torch.tensor([rendered.input_ids])).logits[0, :-1].argmax(-1)
-    learned = torch.tensor(rendered.labels[1:]) != -100
-    assert (choice == torch.tensor(rendered.labels[1:]))[learned].float().mean() > 0.97
+    labels = torch.tensor(rendered.labels[1:])
+    starts = torch.tensor(tokenizer.convert_tokens_to_ids([f"'{record}':Ġ(" for record in records]))
+    places = [int((labels == start).nonzero()[0]) for start in starts]
+    first, last = places[0] + 1, places[-1] + 4  # what follows the first id, to the end of the last record
+    assert last - first == 4 * len(records) - 1 and (choice == labels)[first:last].all()
