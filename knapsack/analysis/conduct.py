@@ -40,7 +40,7 @@ from knapsack.analysis.causes import failure
 from knapsack.analysis.metrics import CELL, completed, find_task, write_csv
 from knapsack.environment import KnapsackEnvironment
 from knapsack.runs import Run
-from knapsack.runtime import KINDS, MAX_TOOL_CALLS, Runtime, interpreter_pool
+from knapsack.runtime import MAX_TOOL_CALLS, Runtime, acts_as, interpreter_pool
 from knapsack.sandbox import InterpreterPool
 from knapsack.tasks import Task
 from knapsack.traces import Cell, Trace, read_trace, trace_path
@@ -52,7 +52,8 @@ PARTS = ("reasoning", "restated", "repeated", "new", "malformed")
 RUN = 4
 ERRORS = ("none", "missing binding", "other NameError", "cap hit", "tool error", "other code error", "malformed reply")
 KEY = [*CELL, "task_id"]
-TURN_COLUMNS = [*KEY, "turn", "error", *PARTS]
+WORK = ["inspect_calls", "new_items", "restart"]
+TURN_COLUMNS = [*KEY, "turn", "error", *WORK, *PARTS]
 RECOVERY_COLUMNS = [*KEY, "turn", "turns", "tokens", "recovered"]
 FAILURE_COLUMNS = [*KEY, "score", "teacher_score", "cause", "turn", "turns"]
 
@@ -155,12 +156,14 @@ def turn_error(turn: Turn) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """What the tools did in one turn: items inspected and taken for the first time, and refusals in order as
-    (tool, type of error). The cap refuses nothing here: it acts before the tool."""
+    """What the tools did in one turn: items inspected and taken for the first time, refusals in order as
+    (tool, type of error), and the names of all tools called. The cap acts before a tool: it refuses nothing here, and
+    what it stops is no call."""
 
     inspected: tuple[str, ...] = ()
     taken: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
+    called: tuple[str, ...] = ()
 
     @property
     def gained(self) -> bool:
@@ -183,26 +186,28 @@ def play_again(
     """
     if trace.kind is None:
         return None
-    environment, steps, refused = KnapsackEnvironment(task), [], []
-    tools = {name: _noting(name, tool, refused) for name, tool in environment.tools.items()}
+    environment, steps, called, refused = KnapsackEnvironment(task), [], [], []
+    tools = {name: _noting(name, tool, called, refused) for name, tool in environment.tools.items()}
     with Runtime(trace.kind, tools, max_tool_calls, pool=pool) as runtime:
         for turn in trace.turns:
             before = len(environment.inspected), len(environment.taken)
+            called.clear()
             refused.clear()
             if turn.code is None:
                 runtime.skip_turn()
             else:
                 runtime.run(turn.code)
             inspected = tuple(environment.inspected)[before[0] :]
-            steps.append(Step(inspected, tuple(environment.taken[before[1] :]), tuple(refused)))
+            steps.append(Step(inspected, tuple(environment.taken[before[1] :]), tuple(refused), tuple(called)))
     now = environment.metrics()
     same = all(trace.metrics.get(name) == now[name] for name in ("agent_value", "items_taken_count", "inspected_count"))
     return steps if same and trace.taken in (None, environment.taken) else None
 
 
-def _noting(name: str, tool: Callable, refused: list[tuple[str, str]]) -> Callable:
+def _noting(name: str, tool: Callable, called: list[str], refused: list[tuple[str, str]]) -> Callable:
     @functools.wraps(tool)
     def call(*arguments, **keywords):
+        called.append(name)
         try:
             return tool(*arguments, **keywords)
         except Exception as error:
@@ -210,6 +215,20 @@ def _noting(name: str, tool: Callable, refused: list[tuple[str, str]]) -> Callab
             raise
 
     return call
+
+
+def work(steps: list[Step]) -> list[dict[str, int]]:
+    """For each turn WORK: calls of ``inspect``, items inspected for the first time, and whether it is a restart, a
+    turn that calls ``list_items`` though an earlier one had (0 or 1)."""
+    listed = [index for index, step in enumerate(steps) if "list_items" in step.called]
+    return [
+        {
+            "inspect_calls": step.called.count("inspect"),
+            "new_items": len(step.inspected),
+            "restart": int(index in listed[1:]),
+        }
+        for index, step in enumerate(steps)
+    ]
 
 
 def recoveries(trace: Trace | Episode, steps: list[Step]) -> list[dict]:
@@ -231,10 +250,11 @@ def recoveries(trace: Trace | Episode, steps: list[Step]) -> list[dict]:
 
 @dataclass(frozen=True)
 class Conduct:
-    """``turns`` (TURN_COLUMNS): a row per turn of a completed episode; ``error`` is one of ERRORS, the PARTS are in
-    ``unit`` ("tokens" or "characters"). ``recoveries`` (RECOVERY_COLUMNS): a row per missing-binding error of an
-    episode whose task is at hand. ``failures`` (FAILURE_COLUMNS): a row per completed episode that scored below the
-    teacher on its task, in the same runtime (a carry-over runtime: in the stateless one), with ``causes.failure``.
+    """``turns`` (TURN_COLUMNS): a row per turn of a completed episode; ``error`` is one of ERRORS, WORK that of
+    ``work`` (NaN where the task is not at hand), the PARTS are in ``unit`` ("tokens" or "characters").
+    ``recoveries`` (RECOVERY_COLUMNS): a row per missing-binding error of an episode whose task is at hand.
+    ``failures`` (FAILURE_COLUMNS): a row per completed episode that scored below the teacher on its task, in the
+    runtime that its own ``acts_as``, with ``causes.failure``.
     """
 
     turns: pd.DataFrame
@@ -258,14 +278,15 @@ def read_conduct(folder: str | Path, episodes: pd.DataFrame, tokenizer=None) -> 
             cell = Cell(*(row[name] for name in CELL))
             trace = read_trace(trace_path(folder / cell.name, row["task_id"]))
             errors = [turn_error(turn) for turn in trace.turns]
-            for turn, (error, parts) in enumerate(zip(errors, reply_parts(trace, tokenizer), strict=True)):
-                turns.append(key | {"turn": turn, "error": error} | parts)
             task = find_task(folder, cell.split, trace)
             steps = play_again(task, trace, cell.cap, pool) if task else None
+            done_work = work(steps) if steps is not None else [{}] * len(errors)
+            told = zip(errors, done_work, reply_parts(trace, tokenizer), strict=True)
+            for turn, (error, worked, parts) in enumerate(told):
+                turns.append(key | {"turn": turn, "error": error} | worked | parts)
             if steps is not None:
                 recovered += [key | recovery for recovery in recoveries(trace, steps)]
-            runtime = cell.runtime if cell.runtime in KINDS else "stateless"
-            best = teacher.get((runtime, cell.split, cell.cap, row["task_id"]))
+            best = teacher.get((acts_as(cell.runtime), cell.split, cell.cap, row["task_id"]))
             if best is not None and (found := failure(trace, best, errors, task, steps)):
                 failures.append(key | {"score": row["score"], "teacher_score": best} | asdict(found))
     return Conduct(

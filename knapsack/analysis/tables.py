@@ -12,8 +12,9 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from knapsack import prompts
+from knapsack.analysis.conduct import WORK
 from knapsack.analysis.estimates import look_up
-from knapsack.analysis.metrics import CELL, cell_name, setting_columns, write_csv
+from knapsack.analysis.metrics import CELL, cell_name, cell_rows, completed, setting_columns, write_csv
 from knapsack.runs import CorruptFileError, Run, write_text
 from knapsack.runtime import KINDS
 from knapsack.traces import Trace
@@ -42,6 +43,14 @@ PAPER_CELLS |= {  # the paper gives the base one row for both splits
     for split in ("easy", "hard")
 }
 PAPER_TASKS = "100"  # a cell
+PAPER_CAPS = {  # v3, on a split of its own (40 to 65 items), by the titles of table 3
+    ("persistent", "persistent", 25): {"score %": 66},
+    ("persistent", "stateless", 25): {"score %": 7, "cap hits %": 71, "total tokens": 498_000, "inspect calls": 681}
+    | {"turn limit %": 92},
+    ("persistent", "persistent", 80): {"score %": 77},
+    ("persistent", "stateless", 80): {"score %": 61, "cap hits %": 4, "total tokens": 162_000},
+}
+PAPER_CAPS_TASKS = "25"  # a cell
 TABLE_TWO = {  # column: (of ``estimates.cells_table``, factor, digits, the better end)
     "score %": ("score_mean", 100, 1, max),
     "solved %": ("solved", 100, 0, max),
@@ -151,7 +160,10 @@ def clear(run: Run) -> None:
 
 # Table 1: what was trained on
 
-FACTS = "runtime,task_id,trace_tokens,episode_tokens,turns,tool_calls,score,pairs_played,pairs_kept".split(",")
+FACTS = (
+    "runtime,task_id,trace_tokens,episode_tokens,turns,tool_calls,score,capacity_used,inspected,pairs_played,pairs_kept"
+).split(",")
+TABLE_ONE_SHARES = {"score": "score", "capacity used": "capacity_used"}
 
 
 def training_facts(pairs: Sequence[Sequence[Trace]], played: int, kept: int, tokenizer) -> pd.DataFrame:
@@ -168,6 +180,8 @@ def training_facts(pairs: Sequence[Sequence[Trace]], played: int, kept: int, tok
             "turns": len(trace.turns),
             "tool_calls": sum(len(turn.observation.tool_calls) for turn in trace.turns if turn.observation),
             "score": trace.score,
+            "capacity_used": trace.metrics["weight_used"] / trace.metrics["capacity"],
+            "inspected": trace.metrics["inspected_count"],
             "pairs_played": played,
             "pairs_kept": kept,
         }
@@ -203,7 +217,8 @@ def table_one(facts: pd.DataFrame) -> Table:
         kept, played = (int(group[name].iloc[0]) for name in ("pairs_kept", "pairs_played"))
         ours = {"traces of": kind, "n": number(len(group)), "trace tokens": number(mean["trace_tokens"])}
         ours |= {"longest": number(group["trace_tokens"].max()), "turns": number(mean["turns"], 1)}
-        ours |= {"tool calls": number(mean["tool_calls"], 1), "score %": number(100 * mean["score"], 1)}
+        ours |= {"tool calls": number(mean["tool_calls"], 1), "items inspected": number(mean["inspected"], 1)}
+        ours |= {f"{title} %": number(100 * mean[name], 1) for title, name in TABLE_ONE_SHARES.items()}
         ours |= {"episode tokens": number(mean["episode_tokens"]), "pairs kept": _kept(kept, played)}
         theirs = {"traces of": "paper", "n": paper["n"], "trace tokens": paper["mean"], "longest": paper["max"]}
         theirs |= {"turns": paper["turns"], "episode tokens": paper["episode"]}
@@ -260,3 +275,37 @@ def _best(competing: list[tuple[int, tuple, dict]]) -> frozenset[tuple[int, str]
             if len(set(printed.values())) > 1:
                 best |= {(index, title) for index, value in printed.items() if value == better(printed.values())}
     return frozenset(best)
+
+
+# Table 3: the cap
+
+
+def table_three(cells: pd.DataFrame, episodes: pd.DataFrame, turns: pd.DataFrame) -> Table:
+    """The main table of the paper's v3: how the trained models fare under each cap, and the paper's numbers below.
+
+    ``cells`` is ``estimates.cells_table`` of the ``episodes``, ``turns`` those of ``conduct.Conduct``.
+    """
+    done, rows = completed(episodes), []
+    works = turns.groupby([*CELL, "task_id"])[WORK].sum(min_count=1).reset_index()
+    for row in cells[cells["model"].isin(KINDS) & (cells["n"] > 0)].to_dict("records"):
+        key = tuple(row[name] for name in CELL)
+        own, work, ends = cell_rows(done, key), cell_rows(works, key), cell_rows(done, key)["finish_reason"]
+        shown = {"score %": (100 * row["score_mean"], 1), "turns": (row["turns"], 1)}
+        shown |= {"NameErrors": (own["name_errors"].mean(), 1)}
+        shown |= {"cap hits %": (100 * own["cap_hits"].sum() / max(1, own["turns"].sum()), 0)}
+        shown |= {"total tokens": (row["total_tokens"], 0), "inspect calls": (work["inspect_calls"].mean(), 1)}
+        shown |= {"items": (work["new_items"].mean(), 1), "restarts": (work["restart"].mean(), 1)}
+        for title, end in (("finished %", "finish_tool"), ("turn limit %", "max_turns"), ("context full %", "error")):
+            shown[title] = (100 * (ends == end).mean(), 0)
+        told = {"split": row["split"], "cap": str(row["cap"])}
+        numbers = {title: number(*value) for title, value in shown.items()}
+        rows.append(told | {"cell": cell_name(*key[:2]), "n": number(row["n"])} | numbers)
+        if paper := PAPER_CAPS.get((*key[:2], row["cap"])):
+            known = {title: number(paper.get(title)) for title in shown}
+            rows.append(told | {"cell": "paper", "n": PAPER_CAPS_TASKS} | known)
+    caption = (
+        "The trained models under each cap on tool calls, means over scored episodes. Cap hits: share of turns; items: "
+        "distinct ones inspected; restarts: turns that list the items again; the last columns say how episodes end. "
+        "The paper's numbers (v3) are those of a split of its own, of 40 to 65 items."
+    )
+    return Table(pd.DataFrame(rows), caption)

@@ -150,9 +150,24 @@ def test_playing_again_tells_what_each_turn_gained():
     codes = [f"inspect({good!r})\ninspect({bad!r})", "no code"]
     codes += [f"inspect({good!r})\ntake_item({good!r})\ntake_item({bad!r})\ntake_item({more!r})", "finish()"]
     episode = scripted.play(task, "stateless", [c if c == "no code" else scripted.block(c) for c in codes])
-    third = conduct.Step(taken=(good,), refused=(("take_item", "PermissionError"),))
-    steps = [conduct.Step(inspected=(good, bad)), conduct.Step(), third, conduct.Step()]
+    called = [("inspect", "inspect"), (), ("inspect", "take_item", "take_item"), ("finish",)]
+    third = conduct.Step(taken=(good,), refused=(("take_item", "PermissionError"),), called=called[2])
+    steps = [conduct.Step(inspected=(good, bad), called=called[0]), conduct.Step(), third]
+    steps.append(conduct.Step(called=called[3]))
     assert conduct.play_again(task, episode) == steps and [step.tries for step in steps] == [0, 0, 2, 0]
+
+
+def test_a_turn_that_lists_again_is_a_restart_and_only_first_looks_find_items():
+    task = scripted.small_task()
+    one, other = list(task.items)[:2]
+    codes = ["1 / 0", f"list_items()\ninspect({one!r})", f"inspect({one!r})\ninspect({other!r})"]
+    codes += [f"inspect({one!r})\nlist_items()\nlist_items()", "list_items()\nfinish()"]
+    episode = scripted.play(task, "stateless", [scripted.block(code) for code in codes])
+    assert pd.DataFrame(conduct.work(conduct.play_again(task, episode))).to_dict("list") == {
+        "inspect_calls": [0, 1, 2, 1, 0],
+        "new_items": [0, 1, 1, 0, 0],
+        "restart": [0, 0, 0, 1, 1],
+    }
 
 
 def test_playing_again_carries_over_what_the_episode_carried_over():

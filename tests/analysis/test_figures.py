@@ -17,8 +17,8 @@ from PIL import Image
 from knapsack.analysis import figures, metrics
 from knapsack.analysis.conduct import ERRORS, PARTS, Conduct, read_conduct
 from knapsack.analysis.estimates import COLUMNS, cells_table, estimates_table
+from knapsack.analysis.figures import caps, idea, quality, style
 from knapsack.analysis.figures import conduct as conduct_figures
-from knapsack.analysis.figures import idea, quality, style
 from knapsack.analysis.intervals import Bootstrap, share_interval
 from knapsack.analysis.several_runs import SideBySide
 from knapsack.runs import Run, write_text
@@ -30,6 +30,7 @@ NAMES = [
     "the_idea", "train_runtime_matrix", "cost_quality", "paired_differences", "errors_and_recovery", "tokens_by_turn",
     "what_fills_the_tokens",
 ]  # fmt: skip
+OF_CAPS = ["the_cap", "throughput", "score_by_cap"]
 CELL = ["split", "cap", "model", "runtime"]
 BOOTSTRAP = Bootstrap(60, 7)
 ALONE = SideBySide("", {}, pd.DataFrame(columns=["run", *COLUMNS]), [], [], {}, pd.DataFrame())
@@ -110,7 +111,7 @@ def rendered(draw, monkeypatch):
 def test_every_figure_has_its_files_its_origin_and_its_caption(drawn):
     run, entries = drawn[0], drawn[-1]
     manifest = json.loads((run.figures / "manifest.json").read_text())
-    assert list(entries) == [*NAMES, "seeds"] and sorted(manifest) == sorted(NAMES)
+    assert list(entries) == [*NAMES[:4], *OF_CAPS, *NAMES[4:], "seeds"] and sorted(manifest) == sorted(NAMES)
     assert figures.orphans(run.figures) == []
     for name in NAMES:
         assert manifest[name]["parameters"] == {"n_resamples": 60, "seed": 7, "margin": 0.05}
@@ -122,6 +123,57 @@ def test_every_figure_has_its_files_its_origin_and_its_caption(drawn):
         assert len(table(drawn, name)) > 3 and picture.info["Description"] == caption
         image, text = entries[name]
         assert image.data == png.read_bytes() and text.data == caption
+
+
+@pytest.fixture(scope="module")
+def capped(tmp_path_factory):
+    """P→P and P→S under three caps, of which the least breaks P→S off: (episodes, conduct, estimates)."""
+    run = Run(tmp_path_factory.mktemp("capped"))
+    cells = [("persistent", "persistent"), ("persistent", "stateless")]
+    scripted.write_run(run.folder, n=4, cells=cells, caps=(6, 25, 80))
+    for split in ("easy", "hard"):
+        write_tasks(run.tasks(split), sample_split(split, 4, 0, scripted.CONFIG))
+    episodes, _ = metrics.read_cells(run.evaluations)
+    return episodes, read_conduct(run.evaluations, episodes), estimates_table(episodes, BOOTSTRAP)
+
+
+def of_caps(episodes, conduct, numbers):
+    draw = (lambda: caps.the_cap(episodes, conduct, BOOTSTRAP), lambda: caps.throughput(episodes, conduct))
+    return dict(zip(OF_CAPS, (*draw, lambda: caps.score_by_cap(episodes, numbers, BOOTSTRAP)), strict=True))
+
+
+def test_figures_of_caps_fit_the_page_and_need_two_caps(capped, monkeypatch):
+    for name, draw in of_caps(*capped).items():
+        drawing, texts = rendered(draw, monkeypatch)
+        assert "n = 4" in drawing.caption and all(ax.has_data() or ax.patches for ax in drawing.figure.axes), name
+        assert any("80" in text for text in texts)
+    one, conduct, _ = capped
+    one = one[one["cap"] == 25]
+    assert all(rendered(draw, monkeypatch)[0] is None for draw in of_caps(one, conduct, estimates_table(one)).values())
+
+
+def test_the_task_shown_under_two_caps_is_the_one_that_loses_most(capped, monkeypatch):
+    episodes, conduct, _ = capped
+    data = rendered(of_caps(*capped)["the_cap"], monkeypatch)[0].data
+    strip = data[data["part"] == "strip"]
+    assert strip["task_id"].nunique() == strip["split"].nunique() == 1 and list(strip["cap"].unique()) == [80, 6]
+    away = episodes[episodes["runtime"] == "stateless"].pivot(index=["split", "task_id"], columns="cap", values="score")
+    lost = (away[80] - away[6])[away[80] >= 0.5]
+    assert lost.max() > 0 and lost[tuple(strip[["split", "task_id"]].iloc[0])] == lost.max()
+    bars = data[data["part"] == "bars"].set_index(["split", "cap", "quantity"])
+    assert bars.loc[("easy", 6, "score"), "mean"] == pytest.approx(away.loc["easy", 6].mean())
+    own = conduct.turns[(conduct.turns[["split", "cap", "runtime"]] == ["hard", 80, "stateless"]).all(axis=1)]
+    assert bars.loc[("hard", 80, "inspect_calls"), "mean"] == pytest.approx(own["inspect_calls"].sum() / 4)
+
+
+def test_throughput_cumulates_over_all_episodes_also_those_that_ended(capped, monkeypatch):
+    conduct = capped[1]
+    data = rendered(of_caps(*capped)["throughput"], monkeypatch)[0].data
+    for (split, cap), line in data.groupby(["split", "cap"]):
+        own = conduct.turns[(conduct.turns[["split", "cap", "runtime"]] == [split, cap, "stateless"]).all(axis=1)]
+        assert line["inspect_calls"].iloc[-1] == pytest.approx(own["inspect_calls"].sum() / 4)
+        assert line["new_items"].is_monotonic_increasing and list(line["turn"]) == list(range(1, len(line) + 1))
+        assert (line["inspect_calls"] >= line["new_items"]).all() and line["running"].iloc[0] == 4
 
 
 def test_captions_say_how_many_were_scored_and_which_seed_made_what(drawn):

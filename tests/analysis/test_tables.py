@@ -8,13 +8,14 @@ from scripted import rows
 
 from knapsack import traces
 from knapsack.analysis import metrics, tables
+from knapsack.analysis.conduct import read_conduct
 from knapsack.analysis.estimates import cells_table, estimates_table
 from knapsack.analysis.intervals import Bootstrap
 from knapsack.models import load_tokenizer
 from knapsack.prompts import render
 from knapsack.runs import CorruptFileError, Run
 from knapsack.runtime import KINDS
-from knapsack.tasks import sample_split
+from knapsack.tasks import sample_split, write_tasks
 from knapsack.training_data import keep_pairs, training_row
 
 FEW = Bootstrap(50)
@@ -186,8 +187,12 @@ def test_table_one_is_about_the_traces_trained_on(trained):
         assert list(own["episode_tokens"]) == spent and list(own["turns"]) == [len(t.turns) for t in side]
         called = [sum(len(turn.observation.tool_calls) for turn in t.turns if turn.observation) for t in side]
         assert list(own["tool_calls"]) == called
+        weights = [t.metrics["weight_used"] / t.metrics["capacity"] for t in side]
+        assert list(own["capacity_used"]) == pytest.approx(weights) and max(weights) <= 1
+        assert list(own["inspected"]) == [t.metrics["inspected_count"] for t in side]
         row = row_of(tables.table_one(facts), **{"traces of": kind})
         assert row["n"] == "3" and row["trace tokens"] == f"{own['trace_tokens'].mean():,.0f}"
+        assert row["capacity used %"] == f"{100 * own['capacity_used'].mean():.1f}"
         assert row["longest"] == f"{own['trace_tokens'].max():,}"
         assert row["pairs kept"] == f"{len(kept)} of 6 ({len(kept) / 6:.1%})"
     paper = tables.table_one(facts).text.iloc[3]
@@ -201,3 +206,27 @@ def test_facts_that_are_missing_or_others_are_told_apart(tmp_path):
     metrics.write_csv(run.results / "training.csv", pd.DataFrame({"runtime": ["persistent"]}))
     with pytest.raises(CorruptFileError, match="run notebook 02 again"):
         tables.read_facts(run)
+
+
+# Table 3
+
+
+def test_table_three_counts_what_a_cap_costs(tmp_path):
+    run, cells = Run(tmp_path), [("persistent", "stateless"), ("base", "stateless")]
+    scripted.write_run(run.folder, n=3, splits=("easy",), cells=cells, caps=(6, 25))
+    write_tasks(run.tasks("easy"), sample_split("easy", 3, 0, scripted.CONFIG))
+    episodes, _ = metrics.read_cells(run.evaluations)
+    turns = read_conduct(run.evaluations, episodes).turns
+    table = tables.table_three(cells_table(episodes), episodes, turns)
+    assert list(table.text["cell"]) == ["P→S", "P→S", "paper"] and list(table.text["cap"]) == ["6", "25", "25"]
+    own = episodes[(episodes[["model", "cap"]] == ["persistent", 6]).all(axis=1)]
+    row = row_of(table, cap="6")
+    assert row["cap hits %"] == f"{100 * own['cap_hits'].sum() / own['turns'].sum():.0f}" != "0"
+    assert row["NameErrors"] == f"{own['name_errors'].mean():.1f}" != "0.0"
+    looked = turns[(turns[["model", "cap"]] == ["persistent", 6]).all(axis=1)]["inspect_calls"].sum() / 3
+    assert row["inspect calls"] == f"{looked:.1f}" and float(row["restarts"]) > 0
+    assert sum(float(row[f"{end} %"]) for end in ("finished", "turn limit", "context full")) == pytest.approx(
+        100, abs=1
+    )
+    paper = row_of(table, cell="paper")
+    assert (paper["score %"], paper["total tokens"], paper["restarts"]) == ("7", "498,000", "")

@@ -18,6 +18,7 @@ from matplotlib import rc_context
 
 from knapsack.analysis.conduct import Conduct
 from knapsack.analysis.figures import style
+from knapsack.analysis.figures.caps import score_by_cap, the_cap, throughput
 from knapsack.analysis.figures.conduct import errors_and_recovery, tokens_by_turn, what_fills_the_tokens
 from knapsack.analysis.figures.idea import the_idea
 from knapsack.analysis.figures.quality import cost_quality, matrix, paired_differences, seeds
@@ -95,6 +96,9 @@ def draw_all(
         "train_runtime_matrix": lambda: matrix(episodes, estimates, bootstrap),
         "cost_quality": lambda: cost_quality(episodes, estimates, bootstrap),
         "paired_differences": lambda: paired_differences(episodes, estimates, margin, bootstrap),
+        "the_cap": lambda: the_cap(episodes, conduct, bootstrap),
+        "throughput": lambda: throughput(episodes, conduct),
+        "score_by_cap": lambda: score_by_cap(episodes, estimates, bootstrap),
         "errors_and_recovery": lambda: errors_and_recovery(episodes, conduct),
         "tokens_by_turn": lambda: tokens_by_turn(episodes, turns, bootstrap),
         "what_fills_the_tokens": lambda: what_fills_the_tokens(episodes, conduct),

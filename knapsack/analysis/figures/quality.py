@@ -40,7 +40,7 @@ def matrix(episodes: pd.DataFrame, estimates: pd.DataFrame, bootstrap: Bootstrap
     data["unscored"] = unscored.loc[pd.MultiIndex.from_frame(data[style.BY_SETTING])].to_numpy()
     names, models = setting_names(data), data["model"].unique()
     runtimes = [name for name in RUNTIMES if name in set(data["runtime"])]
-    columns = 2 if len(runtimes) <= 2 else 1  # more cells would be too narrow side by side
+    columns, few = 2 if len(runtimes) <= 2 else 1, len(runtimes) <= 4  # more cells would be too narrow side by side
     rows, between = 2 * len(names) // columns, "\n" if columns == 2 and len(setting_columns(data)) > 1 else " "
     figure = Figure(figsize=(style.WIDTH, rows * (0.5 + 0.32 * len(models))), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -59,7 +59,7 @@ def matrix(episodes: pd.DataFrame, estimates: pd.DataFrame, bootstrap: Bootstrap
         text = pd.DataFrame("", models, runtimes)
         for row in part.to_dict("records"):
             mean, low, high = numbers([row[quantity + end] for end in ("", "_low", "_high")])
-            text.loc[row["model"], row["runtime"]] = f"{mean}\n{low}–{high}"
+            text.loc[row["model"], row["runtime"]] = f"{mean}\n{low}–{high}" if few else mean
         look = {"cmap": seaborn.light_palette(colour, as_cmap=True), "norm": norm, "cbar": False, "linewidths": 1.2}
         font = {"fontsize": 6, "linespacing": 1.25, "color": "#111111"}
         seaborn.heatmap(grid, ax=ax, annot=text, fmt="", annot_kws=font, **look)
@@ -71,10 +71,12 @@ def matrix(episodes: pd.DataFrame, estimates: pd.DataFrame, bootstrap: Bootstrap
         )
         ax.tick_params(length=0)
         ax.set_yticklabels([style.short(name) for name in models] if first else [], rotation=0)
-        ax.set_xticklabels([name.replace("over-", "over-\n") for name in runtimes], rotation=0)
+        labels = [name.replace("over-", "over-\n") if few else style.SHORTEST[name] for name in runtimes]
+        ax.set_xticklabels(labels, rotation=0)
     caption = (
-        f"Mean normalized optimality and mean total tokens of each trained model in each runtime, each with its "
-        f"{style.interval_text(bootstrap)}. {'Blank: no scored episode. ' if blank else ''}{counted}"
+        f"Mean normalized optimality and mean total tokens of each trained model in each runtime"
+        f"{f', each with its {style.interval_text(bootstrap)}' * few}. "
+        f"{'' if few else f'{style.labels_text(runtimes)} '}{'Blank: no scored episode. ' if blank else ''}{counted}"
     )
     return style.Drawing(figure, data, caption)
 

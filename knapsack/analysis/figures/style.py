@@ -6,6 +6,7 @@ hatch or a label says as well.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import cycle
@@ -21,15 +22,19 @@ from matplotlib.patches import Patch
 
 from knapsack.analysis.intervals import CONFIDENCE, METHOD, Bootstrap
 from knapsack.analysis.metrics import RUNTIMES, SETTING, SHORT, completed
+from knapsack.runtime import KINDS
 
 WIDTH = 3.35  # inches; 8.5 cm
 SMALLEST = 6.0  # points
 COLOURS = {"base": "#555555", "persistent": "#0072B2", "stateless": "#D55E00", "teacher": "#009E73"}
 OTHERS = ("#CC79A7", "#E69F00", "#56B4E9")  # models that a user adds
 SHORTEST = SHORT | {"carry-over": "C", "carry-over-announced": "C+"}
+SHORTEST |= {
+    f"{kind}{end}": f"{SHORT[kind]}{mark}" for kind in KINDS for end, mark in (("-untold", "?"), ("-false", "!"))
+}
 LONGEST = 14  # characters of a model's name in a figure; its data has the whole name
-MARKERS = dict(zip(RUNTIMES, "os^D", strict=True))
-LINES = dict(zip(RUNTIMES, ("-", (0, (3, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (1, 1.2))), strict=True))
+MARKERS = dict(zip(RUNTIMES, "os^Dv<>p", strict=True))
+LINES = dict(zip(RUNTIMES, 2 * ("-", (0, (3, 1.5)), (0, (4, 1.5, 1, 1.5)), (0, (1, 1.2))), strict=True))
 BY_SETTING = [*SETTING, "model", "runtime"]  # the first columns of a figure's data
 INK, GREY, PALE = "#222222", "#666666", "#DDDDDD"
 
@@ -113,8 +118,10 @@ def percent(share: float) -> str:
 def labels_text(runtimes: Iterable[str] = ()) -> str:
     """The sentence that explains ``cell_label``."""
     told = ["P→S: trained on persistent traces, run in the stateless runtime"]
-    names = {"carry-over": "C: a carry-over runtime", "carry-over-announced": "C+: one that is announced"}
-    return "; ".join(told + [words for name, words in names.items() if name in set(runtimes)]) + "."
+    names = {"carry-over$": "C: a carry-over runtime", "carry-over-announced": "C+: one that is announced"}
+    names |= {".*-untold": "?: a runtime that the agent is not told", ".*-false": "!: one that it is told falsely"}
+    found = (words for name, words in names.items() if any(re.match(name, one) for one in runtimes))
+    return "; ".join([*told, *found]) + "."
 
 
 def interval_text(bootstrap: Bootstrap) -> str:
