@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from knapsack import prompts
 from knapsack.environment import KnapsackEnvironment
 from knapsack.prompts import Detail, Message
-from knapsack.runtime import MAX_TOOL_CALLS, Kind, Observation, Runtime
+from knapsack.runtime import MAX_TOOL_CALLS, Kind, Observation, Runtime, acts_as
 from knapsack.sandbox import InterpreterPool
 from knapsack.tasks import Task
 
@@ -123,7 +123,7 @@ def episode(
             observation = None
             if code is None:
                 runtime.skip_turn()
-                active = active if kind == "persistent" else ()
+                active = active if acts_as(kind) == "persistent" else ()
                 messages.append(prompts.protocol_error_message(problem, kind, active))
             else:
                 observation = runtime.run(code)

@@ -16,7 +16,8 @@ import resource
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +26,7 @@ from pydantic import Field
 from knapsack import runs
 from knapsack.chat_template import template_of
 from knapsack.prompts import Rendered, render
+from knapsack.training_data import AdapterRows
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # all of a Qwen3 layer
 WIDTH_STEP = 128  # batches are filled up to multiples of so many tokens: kernels are kept in memory for every shape
@@ -77,6 +79,14 @@ def amount(rows: list[Rendered]) -> dict[str, int]:
     lengths = [len(row.input_ids) for row in rows]
     labelled = sum(label != -100 for row in rows for label in row.labels)
     return {"rows": len(rows), "tokens": sum(lengths), "labelled tokens": labelled, "longest row": max(lengths)}
+
+
+def matched(recipe: Recipe, name: str, adapters: dict[str, AdapterRows], labelled: Mapping[str, int]) -> Recipe:
+    """The ``recipe`` of an adapter: one that is to ``match`` another learns from as many labelled tokens as that one
+    does in ``recipe.epochs``. ``labelled``: those of one epoch, by adapter. Raises ValueError for an epoch count out of
+    bounds."""
+    other = adapters[name].match
+    return recipe if other is None else replace(recipe, epochs=recipe.epochs * labelled[other] / labelled[name])
 
 
 def split(rows: list[Rendered], recipe: Recipe, base_limit: int) -> tuple[list[Rendered], list[Rendered]]:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Literal
 
 from knapsack.chat_template import as_text, template_of
-from knapsack.runtime import KINDS, Kind, Observation
+from knapsack.runtime import Kind, Observation, told
 from knapsack.tasks import Task
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -40,6 +40,8 @@ RUNTIME_COMPACT = {
     "persistent": "Runtime: persistent. Names stay bound between turns.",
     "stateless": "Runtime: stateless. Names are gone after each turn.",
 }
+SEEN = "the output, the error if there was one, and the state of the runtime"
+SEEN_UNTOLD = "the output, and the error if there was one"
 
 _EXAMPLE = {
     "persistent": """Example (another task: add up the readings of meters, two a turn)
@@ -77,13 +79,11 @@ print("readings =", readings)
 
 _SYSTEM_FULL = """You solve a task by writing Python. In each turn, say in one or two sentences what you do next, then
 write exactly one fenced code block (```python ... ```). It is executed, and what it prints comes back to you as a
-JSON observation with the output, the error if there was one, and the state of the runtime. Only printed output is
+JSON observation with {seen}. Only printed output is
 visible. Tools are plain functions that exist only inside code blocks. When the task is done, call finish() in a
 code block.
 
-{runtime}
-
-Tools (at most {cap} calls per turn; one more raises an error that ends the block):
+{runtime}Tools (at most {cap} calls per turn; one more raises an error that ends the block):
 def list_items() -> str
     JSON list of all item ids.
 def inspect(item_id: str) -> str
@@ -93,12 +93,12 @@ def take_item(item_id: str) -> None
     Puts the item into the knapsack for good. Raises PermissionError if its class is not allowed, RuntimeError if
     the capacity would be exceeded, ValueError if the id is unknown or the item is taken already; nothing changes then.
 def finish() -> None
-    Ends the episode.
+    Ends the episode.{example}"""
 
-{example}"""
-
-COMPACT = """{runtime}
-Tools: {listing}() {reading}(id) {acting}(id) finish(). {reading} shows {fields}. At most {cap} calls per turn."""
+COMPACT = (
+    "{runtime}Tools: {listing}() {reading}(id) {acting}(id) finish(). {reading} shows {fields}. "
+    "At most {cap} calls per turn."
+)
 _TOOLS_COMPACT = {
     "listing": "list_items",
     "reading": "inspect",
@@ -129,16 +129,21 @@ def message(role: str, content: str) -> Message:
 
 
 def opening(task: Task, kind: Kind, max_tool_calls: int, detail: Detail = "full") -> list[Message]:
-    """The system and task messages that start an episode. The carry-over kinds are introduced as stateless."""
-    kind = kind if kind in KINDS else "stateless"
+    """The system and task messages that start an episode, with the runtime that is ``told``. Untold, they lack all that
+    tells a runtime, the worked example too."""
+    said = told(kind)
     if detail not in DETAILS:
         raise ValueError(f"prompt detail {detail!r}: needs one of {DETAILS}")
     facts = {"capacity": task.capacity, "budget": task.inspect_budget}
     if detail == "full":
-        system = _SYSTEM_FULL.format(runtime=_RUNTIME_FULL[kind], cap=max_tool_calls, example=_EXAMPLE[kind])
+        parts = {"runtime": "", "example": "", "seen": SEEN_UNTOLD}
+        if said:
+            parts = {"runtime": f"{_RUNTIME_FULL[said]}\n\n", "example": f"\n\n{_EXAMPLE[said]}", "seen": SEEN}
+        system = _SYSTEM_FULL.format(cap=max_tool_calls, **parts)
         user = _TASK_FULL.format(classes=", ".join(task.class_names), **facts)
     else:
-        system = COMPACT.format(runtime=RUNTIME_COMPACT[kind], cap=max_tool_calls, **_TOOLS_COMPACT)
+        runtime = f"{RUNTIME_COMPACT[said]}\n" if said else ""
+        system = COMPACT.format(runtime=runtime, cap=max_tool_calls, **_TOOLS_COMPACT)
         user = TASK_COMPACT.format(
             what="Knapsack of most value",
             kinds=f"class {task.class_names[0]} to {task.class_names[-1]}",
@@ -153,19 +158,22 @@ def opening(task: Task, kind: Kind, max_tool_calls: int, detail: Detail = "full"
 def observation_message(observation: Observation, kind: Kind) -> Message:
     """What the agent sees after a turn: output, error, and the runtime's state (paper, section 3).
 
-    The two carry-over kinds look stateless; the announced one says which names the cap left for one more turn.
+    The two carry-over kinds look stateless; the announced one says which names the cap left for one more turn. A false
+    state has the names that the runtime told would keep; untold, there is no state.
     """
-    carries = kind not in KINDS
-    announced = kind == "carry-over-announced" and observation.active_globals
-    content = {
-        "output": observation.output,
-        "error": observation.error,
-        "runtime_state": {
-            "runtime": "stateless" if carries else kind,
-            "active_globals": list(observation.active_globals) if announced or not carries else [],
+    said, active = told(kind), observation.active_globals
+    announced = kind == "carry-over-announced" and active
+    if kind == "stateless-false":
+        active = observation.last_step_globals
+    elif kind in ("carry-over", "persistent-false"):
+        active = ()
+    content = {"output": observation.output, "error": observation.error}
+    if said:
+        content["runtime_state"] = {
+            "runtime": said,
+            "active_globals": list(active),
             "last_step_globals": list(observation.last_step_globals),
-        },
-    }
+        }
     if announced:
         content["runtime_state"]["note"] = CARRIED
     return message("user", json.dumps(content, ensure_ascii=False))

@@ -4,6 +4,10 @@ A *persistent* runtime keeps one namespace for the episode; a *stateless* one st
 that only the tools' own state survives (paper, section 3). *Carry-over* (paper v3) is stateless, but the namespace
 that the tool-call cap cut short is there for one more turn; silently, or announced in the observation.
 
+What an interpreter does and what the agent is told of it are two things (the paper's fourth limitation: the cue occurs
+together with persistence). *Untold*, prompt and observations name no runtime, so that both read the very same text;
+*false*, they name the other one.
+
 Model-written code runs in ``sandbox`` alone, and this module is the only one that hands it over.
 """
 
@@ -12,16 +16,19 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from knapsack.names import bound_names
 from knapsack.sandbox import ENGINES, Engine, InterpreterError, InterpreterPool, interpreter_pool
 
 __all__ = ["ENGINES", "KINDS", "RUNTIME_KINDS", "InterpreterError", "Observation", "Runtime", "interpreter_pool"]
 
-Kind = Literal["persistent", "stateless", "carry-over", "carry-over-announced"]
+Kind = Literal[
+    "persistent", "stateless", "carry-over", "carry-over-announced",
+    "persistent-untold", "stateless-untold", "persistent-false", "stateless-false",
+]  # fmt: skip
 KINDS: tuple[Kind, ...] = ("persistent", "stateless")  # the two that models are trained for
-RUNTIME_KINDS: tuple[Kind, ...] = (*KINDS, "carry-over", "carry-over-announced")
+RUNTIME_KINDS: tuple[Kind, ...] = get_args(Kind)
 
 MAX_TOOL_CALLS = 25  # per turn (paper, section 3)
 TIME_LIMIT = 5.0  # seconds of execution a turn
@@ -29,6 +36,18 @@ OUTPUT_LIMIT = 20_000  # characters of printed output shown; longer output is cu
 MAX_REFUSED = 1_000  # further calls a turn may try: ends loops that catch the cap's error, whose time is the host's
 
 _UNDEFINED = re.compile(r"name '(\w+)' is not defined")
+
+
+def acts_as(kind: Kind) -> Kind:
+    """Which of KINDS an interpreter is, whatever it says; carry-over is stateless but for the turns that were cut."""
+    return "persistent" if kind.startswith("persistent") else "stateless"
+
+
+def told(kind: Kind) -> Kind | None:
+    """Which of KINDS the agent is told that it acts in, None for none."""
+    own = acts_as(kind)
+    false = "stateless" if own == "persistent" else "persistent"
+    return None if kind.endswith("-untold") else false if kind.endswith("-false") else own
 
 
 class ToolCallLimitError(RuntimeError):
@@ -127,7 +146,7 @@ class Runtime:
             raise ValueError(f"runtime kind {kind!r}: needs one of {RUNTIME_KINDS}")
         if max_tool_calls < 1:
             raise ValueError(f"max_tool_calls = {max_tool_calls}: needs at least 1")
-        self.kind = kind
+        self._persistent, self._carries = acts_as(kind) == "persistent", kind.startswith("carry-over")
         self.max_tool_calls = max_tool_calls
         self.time_limit = time_limit
         self.output_limit = output_limit
@@ -165,10 +184,10 @@ class Runtime:
         if lost:
             error_text = f"{error_text}; the interpreter was restarted, its names are gone"
         bound = tuple(sorted((outcome.names or frozenset()) - self._tools.keys()))
-        keeps = self.kind == "persistent" or (self.kind != "stateless" and self._turn.cap_hit)
+        keeps = self._persistent or (self._carries and self._turn.cap_hit)
         if lost or not keeps:
             self._close_session()
-        elif self.kind != "persistent":  # a second cut in a row: what this turn did not bind has had its turn
+        elif self._carries:  # a second cut in a row: what this turn did not bind has had its turn
             bound = self._without(self._carried - bound_names(code), bound)
         self._carried = frozenset(bound if keeps else ())
         undefined = undefined_name(error_text) if error_type == "NameError" else None
@@ -188,7 +207,7 @@ class Runtime:
 
     def skip_turn(self) -> None:
         """A turn without a code block: it too is the one turn for which carry-over keeps what the cap cut short."""
-        if self.kind != "persistent":
+        if not self._persistent:
             self._close_session()
 
     def _without(self, stale: set[str], bound: tuple[str, ...]) -> tuple[str, ...]:

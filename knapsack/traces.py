@@ -7,7 +7,7 @@ can be read as well.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -84,6 +84,17 @@ class Cell:
         """Where the episodes lie; what the teacher does on training tasks are the traces to learn from."""
         teaches = (self.model, self.split) == ("teacher", "train")
         return run.traces(self.runtime) if teaches else run.evaluations / self.name
+
+
+def cells_of(models: Iterable[str], runtimes: Sequence[str], splits: Iterable[str], caps: Sequence[int]) -> list[Cell]:
+    """Every cell of a study, then those of the teacher in its own two runtimes.
+
+    The base plays under the slackest cap only: it does not act without training, so a cap asks it nothing, and its
+    long replies would cost as much time as all others."""
+    settings = [(split, cap) for split in splits for cap in caps]
+    cells = [Cell(model, where, *one) for one in settings for model in models for where in runtimes]
+    own = [Cell("teacher", where, *one) for one in settings for where in runtime.KINDS if where in runtimes]
+    return [cell for cell in cells if cell.model != "base" or cell.cap == max(caps)] + own
 
 
 def task_id_of(path: str | Path) -> str:
@@ -229,7 +240,8 @@ def _played(trace: dict, own: dict | None, kind: runtime.Kind | None) -> dict:
     for index, step in enumerate(steps):
         earlier, text, usage = [turn.code for turn in turns], step["assistant_text"], step["token_usage"]
         seen, problem = _outcome(step, own["turns"][index]) if own else _published_outcome(step, earlier)
-        told = prompts.observation_message(seen, kind) if seen else prompts.protocol_error_message(problem, kind, ())
+        shown = kind or "stateless"
+        told = prompts.observation_message(seen, shown) if seen else prompts.protocol_error_message(problem, shown, ())
         content = contents.get(step["turn"], told["content"])  # version 1 of the format has no observations
         messages += [prompts.message("assistant", text), prompts.message("user", content)]
         turns.append(Turn(text, step["code"], seen, problem, usage["prompt_tokens"], usage["completion_tokens"]))

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from itertools import combinations
 from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from knapsack import prompts
 from knapsack.agent import Episode
-from knapsack.runs import check, keep, parsing, writing
+from knapsack.runs import check, keep, one_line, parsing, writing
 from knapsack.runtime import KINDS
 from knapsack.traces import Trace
 
@@ -64,6 +67,39 @@ def keep_pairs(
     found = [[rejection(episode, **limits) for episode in pair] for pair in pairs]
     kept = [pair for pair, why in zip(pairs, found, strict=True) if why == [None, None]]
     return kept, {kind: Counter(why[side] for why in found if why[side]) for side, kind in enumerate(KINDS)}
+
+
+class AdapterRows(BaseModel):
+    """What an adapter learns from, as an entry of notebook 03's ``adapters`` says it.
+
+    ``traces``: the regimes (KINDS); of several, row by row the next, so that there are as many rows as of one.
+    ``match`` names another adapter: it is trained for as many epochs as give both as many labelled tokens.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    traces: tuple[Literal["persistent", "stateless"], ...] = Field(min_length=1, strict=False)
+    match: str | None = None
+
+
+def read_adapters(adapters: dict[str, dict]) -> dict[str, AdapterRows]:
+    """What each adapter learns from; {} stands for the traces of its own name. Raises ValueError naming the entry."""
+    found = {}
+    for name, entry in adapters.items():
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or name in ("base", "teacher"):
+            raise ValueError(f"adapter {name!r}: a name has letters, digits, '_', '.', '-', and is no other model's")
+        try:
+            found[name] = AdapterRows.model_validate({"traces": [name]} | entry)
+        except ValidationError as error:
+            raise ValueError(one_line(error, f"adapter {name!r}")) from None
+        if found[name].match not in {None, *adapters} - {name}:
+            raise ValueError(f"adapter {name!r}: match = {found[name].match!r} is not another one of adapters")
+    return found
+
+
+def mixed(sides: Sequence[Sequence[dict]]) -> list[dict]:
+    """Row k of side k, k + 1, … in turn: as many rows as a side has, the same number of each (± 1)."""
+    return [rows[number % len(rows)] for number, rows in enumerate(zip(*sides, strict=True))]
 
 
 def write_rows(path: str | Path, rows: Sequence[dict]) -> None:

@@ -18,13 +18,15 @@
 #
 # One base model, one recipe, two sets of traces. The **persistent** adapter learns from episodes in which names stayed
 # bound between turns, the **stateless** adapter from the same tasks solved in an interpreter that forgets. Nothing
-# else differs, so whatever differs between the two models later was learned from the traces.
+# else differs, so whatever differs between the two models later was learned from the traces. `adapters` may name
+# others: of both kinds of traces, or *matched*, trained until it has learned from as many tokens as another one.
 
 # %% tags=["parameters"]
 run_folder: str = "runs/nano"  # where this run's files lie
 seed: int = 0  # of the adapters' first weights, the held-out rows and the order of the batches
 reuse: str = ""  # folder of a finished run: what it made with the same parameters is taken over
 base: str = "nano"  # "nano" (shipped), a model folder, or a public model's name
+adapters: dict = {"persistent": {}, "stateless": {}}  # {}: of these traces; {"traces": [...], "match": other adapter}
 backend: str = "auto"  # what loads and trains: "peft", "unsloth", or "auto" (Unsloth if it is there with a CUDA GPU)
 rank: int = 8  # of the LoRA matrices
 alpha: int = 16  # LoRA scale; the update is multiplied by alpha / rank
@@ -53,11 +55,11 @@ import seaborn as sns
 from IPython.display import Markdown, display
 
 from knapsack.analysis.trainings import marked, summary
-from knapsack.finetune import Recipe, amount, finetune, tokenize_rows
+from knapsack.finetune import Recipe, amount, finetune, matched, tokenize_rows
 from knapsack.gpu.backends import prepare
 from knapsack.runs import find_base, open_run, pick
 from knapsack.runtime import KINDS
-from knapsack.training_data import read_rows
+from knapsack.training_data import mixed, read_adapters, read_rows
 
 started = time.monotonic()
 run = open_run(run_folder, reuse)
@@ -84,27 +86,35 @@ Markdown(said)
 # (the task and every observation) is read but not imitated: nobody should learn to invent what a tool would return.
 
 # %%
-rows = {kind: read_rows(run.training(kind) / "traces.jsonl") for kind in KINDS}
-tokens = {kind: tokenize_rows(rows[kind], tokenizer) for kind in KINDS}
-for kind in KINDS:
+learns = read_adapters(adapters)
+traces = {kind: read_rows(run.training(kind) / "traces.jsonl") for kind in KINDS}
+rows = {name: mixed([traces[kind] for kind in entry.traces]) for name, entry in learns.items()}
+tokens = {name: tokenize_rows(rows[name], tokenizer) for name in learns}
+for kind in [name for name in learns if name in KINDS]:
     shortest = min(tokens[kind], key=lambda row: len(row.input_ids))
     display(Markdown(f"**{kind.capitalize()}** (the shortest row)\n\n````diff\n{marked(shortest, tokenizer)}\n````"))
 
 # %% [markdown]
-# ## How much each regime gets to read
+# ## How much each adapter gets to read
 
 # %%
-amounts = pd.DataFrame({kind: amount(data) for kind, data in tokens.items()}).T
-amounts.assign(**{"tokens a row": (amounts["tokens"] / amounts["rows"]).round().astype(int)})
+amounts = pd.DataFrame({name: amount(data) for name, data in tokens.items()}).T
+recipes = {name: matched(recipe, name, learns, amounts["labelled tokens"]) for name in learns}
+amounts["tokens a row"] = (amounts["tokens"] / amounts["rows"]).round().astype(int)
+amounts["epochs"] = {name: round(recipes[name].epochs, 3) for name in learns}
+amounts
 
 # %%
-ratio = amounts.loc["stateless"] / amounts.loc["persistent"]
-Markdown(
-    f"**A confound, said plainly.** Both sets hold the same tasks ({ratio['rows']:.1f} × the rows), but the stateless "
-    f"one has **{ratio['tokens']:.1f} ×** the tokens and **{ratio['labelled tokens']:.1f} ×** the labelled tokens, "
-    "because carrying state through text takes text. Matched by episodes, as in the paper, the two adapters are not "
-    "matched by tokens or optimizer steps: part of any difference between them may be due to the amount of practice."
-)
+if {*KINDS} <= {*learns}:
+    ratio = amounts.loc["stateless"] / amounts.loc["persistent"]
+    said = (
+        f"**A confound, said plainly.** Both sets hold the same tasks ({ratio['rows']:.1f} × the rows), but the "
+        f"stateless one has **{ratio['tokens']:.1f} ×** the tokens and **{ratio['labelled tokens']:.1f} ×** the "
+        "labelled tokens, because carrying state through text takes text. Matched by episodes, as in the paper, the "
+        "two adapters are not matched by tokens or optimizer steps: part of any difference between them may be due to "
+        "the amount of practice. (`make beyond` trains adapters that are matched by tokens.)"
+    )
+    display(Markdown(said))
 
 # %% [markdown]
 # ## Training
@@ -113,15 +123,15 @@ Markdown(
 
 # %%
 reports = {}
-for kind in KINDS:
-    other = run.other and run.other.training(kind)
-    reports[kind] = finetune(recipe, rows[kind], base, run.training(kind), backend=chosen, other=other)
+for name in learns:
+    other = run.other and run.other.training(name)
+    reports[name] = finetune(recipes[name], rows[name], base, run.training(name), backend=chosen, other=other)
 
 # %%
 curves = pd.concat(
-    pd.DataFrame(points).assign(adapter=kind, rows=name)
-    for kind, report in reports.items()
-    for name, points in (("training", report.losses), ("held out", report.validation))
+    pd.DataFrame(points).assign(adapter=name, rows=part)
+    for name, report in reports.items()
+    for part, points in (("training", report.losses), ("held out", report.validation))
 )
 curves["accuracy"] = curves["accuracy"].astype(float)  # a back end may not tell it
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
@@ -136,11 +146,11 @@ axes[0].legend(fontsize="small")
 plt.show()
 
 # %%
-pd.DataFrame({kind: summary(report) for kind, report in reports.items()})
+pd.DataFrame({name: summary(report) for name, report in reports.items()})
 
 # %% [markdown]
 # Seconds include validation and checkpoints; memory is the peak of this notebook's process (on a GPU: of the tensors).
-# The validation losses of the two adapters are on different texts and so do not rank them; notebook 4 lets them play.
+# The validation losses of the adapters are on different texts and so do not rank them; notebook 4 lets them play.
 
 # %%
 run.record("03_finetune", parameters, time.monotonic() - started)

@@ -21,7 +21,8 @@
 # Runtimes: in the *persistent* one names stay bound between turns, in the *stateless* one each code block starts empty;
 # with *carry-over* it does too, except that the names of a turn that the cap cut short survive for one turn, silently
 # or *announced*. Caps: the paper's 25 may bind, for looking again at what was forgotten takes calls too; 80 is slack.
-# All cells play the same tasks with the same tools and limits, and a runtime gives every model the same prompts.
+# All cells play the same tasks with the same tools and limits, and a runtime gives every model the same prompts. The
+# base plays under the slackest cap only: it does not act without training, so there is nothing that a cap could do.
 #
 # The rule-based teacher plays the same tasks in its own two runtimes, with the batches of the training traces under
 # every slacker cap. It is the ceiling that imitation can reach.
@@ -62,7 +63,7 @@ from knapsack.preflight.tokens import estimate_requests, spending_sentence
 from knapsack.runs import open_run, pick, write_text
 from knapsack.runtime import KINDS
 from knapsack.tasks import read_tasks
-from knapsack.traces import Cell
+from knapsack.traces import Cell, cells_of
 
 started = time.monotonic()
 run = open_run(run_folder, reuse)
@@ -74,9 +75,7 @@ parameters = run.parameters("04_evaluate", globals())
 # %%
 counts = {"easy": n_easy, "hard": n_hard}
 endpoints = read_served(models, server)
-conditions = [(split, cap) for split in splits for cap in caps]
-cells = [Cell(model, runtime, *one) for one in conditions for model in models for runtime in runtimes]
-cells += [Cell("teacher", runtime, *one) for one in conditions for runtime in KINDS if runtime in runtimes]
+cells = cells_of(models, runtimes, splits, caps)
 settings = pick(Settings, parameters)
 plan = pd.DataFrame([{"model": c.model, "runtime": c.runtime, c.split: counts[c.split]} for c in cells])
 plan.groupby(["model", "runtime"], sort=False).sum().astype(int)

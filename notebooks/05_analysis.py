@@ -214,6 +214,29 @@ show("recovery", comparisons.recovery_shown(recovery), recovery)
 display(*drawn["errors_and_recovery"])
 
 # %% [markdown]
+# ## What a cap does
+#
+# The reset takes names only. What was inspected may be inspected again without touching the budget, but each call
+# counts against the cap of its turn. Under a slack cap one block can rebuild all records; under a tight one the turn is
+# over before it has caught up, and the next one begins from nothing.
+
+# %%
+display(*drawn["the_cap"])
+
+# %% [markdown]
+# The work turn by turn: calls that bring nothing new are the price of a lost name.
+
+# %%
+display(*drawn["throughput"])
+
+# %% [markdown]
+# Quality by cap. Where three caps or more were played, the caption has the slopes.
+
+# %%
+display(*drawn["score_by_cap"])
+show("table3", tables.table_three(cells, episodes, seen.turns), otherwise="No trained model was played.")
+
+# %% [markdown]
 # ## What the tokens say
 #
 # The amnesia tax, seen directly: how much of the code writes down again what the conversation already holds, and how

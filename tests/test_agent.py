@@ -130,6 +130,26 @@ def test_carry_over_looks_stateless_and_only_the_announced_one_says_what_is_left
     assert shown(silent, 2)["error"] == "NameError: name 'x' is not defined"
 
 
+@pytest.mark.parametrize("detail", prompts.DETAILS)
+def test_untold_runtimes_read_the_same_text_until_they_act_otherwise(play, detail):
+    replies = block("x = 1\nprint(x)"), "no code", block("y = 2\nprint(y)"), block("print(x)")
+    settings = EpisodeSettings(max_turns=4, detail=detail)
+    kept, lost = (play(f"{kind}-untold", *replies, settings=settings) for kind in KINDS)
+    assert kept.messages[:9] == lost.messages[:9] and shown(kept, 3) == {"output": "1\n", "error": None}
+    assert shown(lost, 3)["error"] == "NameError: name 'x' is not defined"
+    assert not any(
+        word in json.dumps(kept.messages) for word in ("Runtime:", "runtime_state", "stateless", "persistent")
+    )
+
+
+def test_a_false_runtime_acts_as_itself_and_tells_of_the_other(play):
+    replies = block("x = 1\nprint(x)"), block("print(x)")
+    for kind, other in zip(KINDS, reversed(KINDS), strict=True):
+        false, true = (play(name, *replies, settings=EpisodeSettings(max_turns=2)) for name in (f"{kind}-false", other))
+        assert false.messages[:4] == true.messages[:4]  # the first observation too
+        assert (false.turns[1].observation.error is None) == (kind == "persistent")
+
+
 @pytest.mark.parametrize("kind", ["carry-over", "carry-over-announced"])
 def test_turn_without_code_is_the_one_turn_that_carry_over_lasts(play, kind):
     done = play(kind, CUT, "I think.", block("print(x)"), settings=FEW)

@@ -18,6 +18,7 @@ from knapsack import finetune as ft
 from knapsack import runs
 from knapsack.analysis.trainings import marked
 from knapsack.prompts import Rendered, render
+from knapsack.training_data import read_adapters
 
 ROWS = make_rows(40)
 
@@ -297,3 +298,13 @@ def test_what_cannot_be_trained_is_refused_before_it_starts(base, tmp_path):
         with pytest.raises(ValueError, match=said):
             ft.finetune(recipe, few, str(base), tmp_path / "out")
     assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_a_matched_adapter_is_trained_until_it_learned_from_as_many_tokens():
+    adapters = read_adapters({"persistent": {}, "less": {"traces": ["stateless"], "match": "persistent"}})
+    recipe, labelled = ft.Recipe(epochs=2.0), {"persistent": 300, "less": 1200}
+    assert ft.matched(recipe, "persistent", adapters, labelled) == recipe
+    found = ft.matched(recipe, "less", adapters, labelled)
+    assert found == dataclasses.replace(recipe, epochs=0.5) and found.epochs * 1200 == recipe.epochs * 300
+    with pytest.raises(ValueError, match="epochs"):
+        ft.matched(recipe, "less", adapters, labelled | {"less": 10**6})

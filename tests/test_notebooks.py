@@ -72,6 +72,7 @@ def test_the_report_holds_every_cell_of_the_design_two_adapters_figures_and_tabl
         found = {tuple(row[name] for name in CELL): int(row["n"]) for row in csv.DictReader(handle)}
     models = ("base", "persistent", "stateless", "teacher")
     design = set(product(models, models[1:3], ("easy", "hard"), ("25", "80")))
+    design -= {cell for cell in design if (cell[0], cell[3]) == ("base", "25")}  # it plays at the slackest cap only
     assert found == {cell: smallest[f"n_{cell[2]}"] for cell in design}
     weights = [folder / "training" / kind / "adapter" / "adapter_model.safetensors" for kind in models[1:3]]
     assert weights[0].read_bytes() != weights[1].read_bytes()

@@ -83,3 +83,20 @@ def test_damaged_rows_are_named_and_written_again(tmp_path, capsys, how):
     assert not capsys.readouterr().err and path.read_bytes() == before  # whole again
     training_data.write_rows(path, rows[:1])  # other rows instead are no damage
     assert not capsys.readouterr().err and training_data.read_rows(path) == rows[:1]
+
+
+def test_an_adapter_learns_from_its_own_traces_from_both_kinds_or_as_long_as_another():
+    read = training_data.read_adapters({"persistent": {}, "both": {"traces": ["persistent", "stateless"]}})
+    assert [entry.traces for entry in read.values()] == [("persistent",), ("persistent", "stateless")]
+    sides = [[f"p{n}" for n in range(5)], [f"s{n}" for n in range(5)]]
+    assert training_data.mixed(sides) == ["p0", "s1", "p2", "s3", "p4"] and training_data.mixed(sides[:1]) == sides[0]
+    refused = {
+        "traces.0 = 'mine'": {"mine": {}},
+        "is not another one": {"persistent": {"match": "persistent"}},
+        "match = 'who'": {"persistent": {"match": "who"}},
+        "no other model's": {"base": {"traces": ["persistent"]}},
+        "extra": {"persistent": {"rows": 3}},
+    }
+    for said, adapters in refused.items():
+        with pytest.raises(ValueError, match=said):
+            training_data.read_adapters(adapters)

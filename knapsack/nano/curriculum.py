@@ -154,7 +154,9 @@ class ToyWorld:
     def opening(self, kind: Kind) -> list[Message]:
         world = self.world
         tools = {"listing": world.listing, "reading": world.reading, "acting": world.acting}
-        system = COMPACT.format(runtime=RUNTIME_COMPACT[kind], fields=", ".join(world.fields), cap=self.cap, **tools)
+        system = COMPACT.format(
+            runtime=f"{RUNTIME_COMPACT[kind]}\n", fields=", ".join(world.fields), cap=self.cap, **tools
+        )
         user = TASK_COMPACT.format(
             what="Toy",
             kinds=f"{world.fields[-1]} {self.letters}",
@@ -292,13 +294,13 @@ def copy_exercise(seed: int, longest: int = 60) -> list[Message]:
     if source.random() < 0.15:
         text = " ".join(source.choice(PRACTISED) for _ in range(source.randint(4, 100)))
         return [message("user", text), message("assistant", text)]
-    high, top = source.choice(((20, 100), (50, 500))), source.choice((6, 15, 26))
+    high = source.choice(((20, 100), (50, 500)))
     count = max(3, round(longest ** source.uniform(0.3, 1.0)))
     name, *constants = source.sample(PRACTISED, source.randint(1, 4))
     have, rest = source.sample(PRACTISED, 2)
     values = {constant: source.randint(0, 500) for constant in constants if constant != "class"}
     records = {
-        pool_id(k): (source.randint(1, high[0]), source.randint(1, high[1]), chr(65 + source.randrange(top)))
+        pool_id(k): (source.randint(1, high[0]), source.randint(1, high[1]), chr(65 + source.randrange(26)))
         for k in sorted(source.sample(range(1024), count), key=pool_id)
     }
     stages = [*sorted(source.sample(range(1, count), min(count - 1, source.randint(0, 3)))), count]

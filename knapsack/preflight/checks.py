@@ -16,6 +16,7 @@ from knapsack.endpoints.endpoint import Endpoint, EndpointError, check_server, r
 from knapsack.gpu.backends import check_packages, choose_backend
 from knapsack.runs import find_base, project_folder, read_json
 from knapsack.sandbox import interpreter_pool
+from knapsack.traces import Cell, cells_of
 
 ROOM = 2_000_000_000  # bytes of disk to spare
 TOLD = 12  # bytes of an episode's files per token: 3.2 a character in the default run, 4 characters a token at most
@@ -62,19 +63,23 @@ class Wanted:
         return self.profile["model"] if self.bases == [own] else {}
 
     @property
+    def cells(self) -> list[Cell]:
+        """Those of notebook 04."""
+        return cells_of(self.evaluate.models, self.evaluate.runtimes, self.evaluate.splits, self.evaluate.caps)
+
+    @property
     def disk(self) -> float:
         """Bytes that the chosen notebooks write into the run's folder, generously counted: tasks; episodes as long as
-        allowed; two adapters, and up to three checkpoints of one, each with the two moments of the optimizer."""
+        allowed; adapters, and up to three checkpoints of one, each with the two moments of the optimizer."""
         played, total = self.evaluate, 0
         if "01_generate" in self.steps:
             total += 15_000 * (self.generate.n_train + self.generate.n_easy + self.generate.n_hard)
         if "02_traces" in self.steps:
             total += 2 * self.traces.n_train * self.traces.max_tokens * TOLD
         if "03_finetune" in self.steps:
-            total += (2 + 3 * 3) * self.model.get("adapter_mb", 0) * 1e6
+            total += (len(self.finetune.adapters) + 3 * 3) * self.model.get("adapter_mb", 0) * 1e6
         if "04_evaluate" in self.steps:
-            cells = (len(played.models) + 1) * len(played.runtimes) * len(played.splits) * len(played.caps)
-            total += cells * max(played.n_easy, played.n_hard) * played.context_length * TOLD
+            total += len(self.cells) * max(played.n_easy, played.n_hard) * played.context_length * TOLD
         return total
 
 

@@ -1,7 +1,6 @@
 """The plan of a run as text: counts, tokens, hours, and what it needs. ``tokens`` says how tokens are estimated."""
 
 import math
-from itertools import product
 from types import SimpleNamespace
 
 import pandas as pd
@@ -13,6 +12,7 @@ from knapsack.runs import pick
 from knapsack.runtime import KINDS
 from knapsack.tasks import SPLIT_OFFSETS, Task, preset, sample_split
 from knapsack.traces import Cell
+from knapsack.training_data import read_adapters
 
 # What the models of the committed default run wrote in notebook 04 (489,325 tokens) over what their teacher wrote on
 # the same tasks: models lose their way, above all the base and those away from home.
@@ -33,16 +33,20 @@ def describe(wanted: Wanted, missing: list[str], doubts: list[str]) -> str:
         settings, tasks = pick(Settings, vars(wanted.traces)), sample_tasks(wanted, "train")
         means = {kind: mean_tokens(tasks, kind, wanted.traces.max_tool_calls, settings) for kind in KINDS}
         rows = wanted.traces.n_pairs - math.ceil(wanted.traces.n_pairs * wanted.finetune.validation_share)
-        exact, epochs = token_counter(settings.base)[1], wanted.finetune.epochs
-        tokens = {kind: round(rows * epochs * means[kind]["row_tokens"]) for kind in KINDS}
+        exact, tokens = token_counter(settings.base)[1], {}
+        learns = read_adapters(wanted.finetune.adapters)
+        of = {name: pd.DataFrame([means[kind] for kind in entry.traces]).mean() for name, entry in learns.items()}
+        epochs = {name: wanted.finetune.epochs for name in learns}
+        for name in learns:
+            if other := learns[name].match:
+                epochs[name] *= of[other]["completion_tokens"] / of[name]["completion_tokens"]
+            tokens[name] = round(rows * epochs[name] * of[name]["row_tokens"])
         hours["03_finetune"] = sum(tokens.values()) / rates["training"] / 3600
         lines += ["", f"Training tokens, if the traces are as long as the rule-based teacher's ({exact})"]
-        lines += [f"  {kind:<11} {rows:,} rows, {tokens[kind]:,} in {epochs:g} epochs" for kind in KINDS]
+        lines += [f"  {name:<18} {rows:,} rows, {tokens[name]:,} in {epochs[name]:.3g} epochs" for name in learns]
     if "04_evaluate" in wanted.steps:
         played = wanted.evaluate
-        places = product(played.splits, played.caps, played.models, played.runtimes)
-        cells = [Cell(model, runtime, split, cap) for split, cap, model, runtime in places]
-        table = estimate(wanted, played, cells)
+        table = estimate(wanted, played, [cell for cell in wanted.cells if cell.model != "teacher"])
         lines += ["", *evaluation_lines(table, wanted)]
         own = table[~table["model"].isin(list(wanted.served))].sum(numeric_only=True) / rates["completion"] / 3600
         hours["04_evaluate"] = LONGER * own["completion_tokens"]
@@ -60,17 +64,17 @@ def counted(wanted: Wanted) -> list[str]:
     """A line per notebook: how much of what."""
     drawn, traces, training, played = wanted.generate, wanted.traces, wanted.finetune, wanted.evaluate
     splits = [(f"{vars(drawn)[f'n_{split}']:,} {split} ({vars(drawn)[f'{split}_config']})") for split in SPLIT_OFFSETS]
-    models, own = len(played.models) * len(played.runtimes), len({*KINDS} & {*played.runtimes})
-    tasks = len(played.caps) * sum(vars(played)[f"n_{split}"] for split in played.splits)
-    settings = len(played.splits) * len(played.caps)
+    tasks = {True: [], False: []}  # of each cell of the teacher, and of the models
+    for cell in wanted.cells:
+        tasks[cell.model == "teacher"].append(vars(played)[f"n_{cell.split}"])
     said = {
         "01_generate": f"tasks: {', '.join(splits)}",
         "02_traces": f"{2 * traces.n_train:,} episodes of the teacher ({traces.teacher.get('model', 'rule-based')}), "
         f"{traces.n_pairs:,} pairs kept",
-        "03_finetune": f"2 adapters of {training.base}, rank {training.rank}, {training.epochs:g} epochs"
-        + (", 4 bit" if training.load_in_4bit else ""),
-        "04_evaluate": f"{models * settings} cells of the models, {models * tasks:,} episodes; "
-        f"{own * settings} of the teacher, {own * tasks:,} episodes",
+        "03_finetune": f"{len(training.adapters)} adapters of {training.base}, rank {training.rank}, "
+        f"{training.epochs:g} epochs" + (", 4 bit" if training.load_in_4bit else ""),
+        "04_evaluate": f"{len(tasks[False])} cells of the models, {sum(tasks[False]):,} episodes; "
+        f"{len(tasks[True])} of the teacher, {sum(tasks[True]):,} episodes",
         "05_analysis": f"{wanted.analysis.n_resamples:,} bootstrap resamples",
     }
     return [f"{step:<12} {said[step]}" for step in wanted.steps]

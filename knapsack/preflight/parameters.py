@@ -17,8 +17,9 @@ from knapsack.evaluate import Settings
 from knapsack.finetune import Recipe
 from knapsack.preflight.checks import positions
 from knapsack.runs import one_line, pick, read_json
-from knapsack.runtime import KINDS, Kind
+from knapsack.runtime import Kind
 from knapsack.tasks import PRESETS, SPLIT_SIZE
+from knapsack.training_data import read_adapters
 
 CLASSES = {"02_traces": Settings, "03_finetune": Recipe, "04_evaluate": Settings}  # made of a notebook's parameters
 
@@ -42,6 +43,7 @@ BOUNDS = {  # of parameters that belong to no class
     **dict.fromkeys(("n_pairs", "max_tokens", "processes", "n_resamples", "max_tool_calls"), PositiveInt),
     **dict.fromkeys(("seed", "max_total_tokens"), NonNegativeInt),  # 0 tokens: no limit
     "teacher": Annotated[dict, _readable(lambda entry: entry and read_endpoint("teacher", entry))],
+    "adapters": Annotated[dict, Field(min_length=1), _readable(read_adapters)],
     "backend": Literal["auto", "peft", "unsloth"],
     "models": Annotated[dict, Field(min_length=1), _readable(read_served)],
     "runtimes": Annotated[list[Kind], Field(min_length=1)],
@@ -95,7 +97,7 @@ def check_together(parameters: dict[str, dict], steps: Collection[str]) -> None:
     played, analysis, rules = parameters.get("04_evaluate"), parameters.get("05_analysis"), list(TOGETHER)
     if "04_evaluate" in steps:
         rules += [("04_evaluate", f"n_{split}", "at most", "01_generate", f"n_{split}") for split in played["splits"]]
-        rules += OF_ADAPTERS if any(played["models"].get(kind) == {} for kind in KINDS) else []
+        rules += OF_ADAPTERS if any(not entry for name, entry in played["models"].items() if name != "base") else []
     for step, name, relation, earlier, other in rules:
         if step in steps and other in parameters.get(earlier, {}):
             value, bound = parameters[step][name], parameters[earlier][other]

@@ -14,7 +14,7 @@ from knapsack import agent
 from knapsack.agent import Episode, EpisodeSettings
 from knapsack.evaluate import Settings
 from knapsack.preflight.checks import local_folder
-from knapsack.runtime import KINDS, MAX_TOOL_CALLS, Kind, interpreter_pool
+from knapsack.runtime import MAX_TOOL_CALLS, Kind, acts_as, interpreter_pool
 from knapsack.tasks import Task
 from knapsack.teacher import RuleTeacher
 from knapsack.traces import Cell
@@ -41,9 +41,9 @@ def token_counter(base: str) -> tuple[Callable[[str], float], str]:
 
 
 def play(tasks: Iterable[Task], kind: Kind, cap: int, settings: Settings) -> list[Episode]:
-    """The teacher's episodes on ``tasks``, those that ``evaluate`` would write; "carry-over" is played as stateless."""
+    """The teacher's episodes on ``tasks``, those that ``evaluate`` would write, in the style of ``acts_as``."""
     limits = EpisodeSettings(settings.max_turns, cap, settings.prompt_detail)
-    style, played = kind if kind in KINDS else "stateless", []
+    style, played = acts_as(kind), []
     with interpreter_pool() as pool:
         for task in tasks:
             planned = min(cap, MAX_TOOL_CALLS)

@@ -159,7 +159,7 @@ def test_every_parameter_is_refused_out_of_bounds_in_one_line_by_the_function_th
 REFUSED = [
     ("margin=-1", "05_analysis.margin = -1.0: input should be greater than 0"),
     ("n_train=250001", "01_generate.n_train = 250001: input should be less than or equal to 250000"),
-    ("runtimes=persistent,reset", "runtimes.1 = 'reset': input should be 'persistent', 'stateless', 'carry-over' or"),
+    ("runtimes=persistent,reset", "runtimes.1 = 'reset': input should be 'persistent', 'stateless', 'carry-over', "),
     ("caps=25,80,25", "04_evaluate.caps: [25, 80, 25]: needs values that differ"),
     ("caps=0", "04_evaluate.caps.0 = 0: input should be greater than 0"),
     ("rank=0", "03_finetune: Recipe.rank = 0: "),
