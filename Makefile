@@ -15,7 +15,7 @@ SPACE := $(subst ,, )
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report seeds test test-all test-unsloth lab sync outputs clean
+.PHONY: help setup report seeds beyond test test-all test-unsloth lab sync outputs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
@@ -42,6 +42,14 @@ seeds: $(READY)  ## two further training seeds of the default run, put beside it
 	  $(BIN)/python run_notebooks.py --to 4 --out runs/seed$$seed --reuse runs/nano -p 03_finetune.seed=$$seed || exit 1; \
 	done
 	$(BIN)/python run_notebooks.py --only 5 -p more_runs=$(subst $(SPACE),$(COMMA),$(addprefix runs/seed,$(SEEDS)))
+
+# Adapters, and what was played before, are taken over.
+beyond: $(READY)  ## the persistent-trained model under eight caps on 12 tasks, and with carry-over
+	test -f runs/nano/results/episodes.csv || $(MAKE) report
+	$(BIN)/python run_notebooks.py --out runs/caps --reuse runs/nano -p 'models={"persistent": {}}' -p splits=easy \
+	  -p 04_evaluate.n_easy=12 -p caps=10,20,25,30,40,50,80,100
+	$(BIN)/python run_notebooks.py --out runs/carry-over --reuse runs/nano -p 'models={"persistent": {}}' -p caps=25 \
+	  -p runtimes=persistent,stateless,carry-over,carry-over-announced
 
 test: $(READY)  ## ruff and the tests of all that a user relies on
 	$(BIN)/ruff check .

@@ -17,7 +17,9 @@ Fewer than FEWEST tasks, or a cell that was not played, are never more than not 
 **The cap on tool calls.** v3 plays at caps of 25 and 80 and has other numbers for each: its claims are judged at its
 own two caps, and are not testable at one that was not played. v1 makes no claim depend on a cap, and does not tell
 whether its evaluation had one (its configurations got their 25 later): its claims are judged at the slackest cap that
-was played, where the cap decides least.
+was played, where the cap decides least. What takes more than the default run (the slope over many caps, carry-over,
+runtimes that are not told, adapters of mixed traces or of as many tokens) is judged where the run has it (``make
+beyond``); the paper has no number for it.
 
 **Trainings.** Another training may turn a verdict. With runs of several trainings the estimates are those of
 ``crossed``, whose intervals ask what other trainings and other tasks would give; the tests of "same" take each task's
@@ -33,7 +35,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from knapsack.analysis import tables
-from knapsack.analysis.estimates import PP, PS, SP, SS, TRAINING, Estimate, look_up
+from knapsack.analysis.estimates import MATCHED, MIXED, PP, PS, SLOPE, SP, SS, TRAINING, Estimate, look_up
 from knapsack.analysis.metrics import SETTING, cell_name, setting_names, setting_rows
 from knapsack.analysis.statistics import LEVEL
 from knapsack.runtime import KINDS
@@ -74,6 +76,7 @@ class Claim(NamedTuple):
     first: tuple
     second: tuple
     against: tuple[int, ...] = ()
+    beyond: bool = False
 
     @property
     def cells(self) -> tuple:
@@ -86,6 +89,8 @@ class Claim(NamedTuple):
         """Where it is judged, of what was ``played``: v1 at the slackest cap of each split, v3 at its own caps."""
         if not self.cells:
             return [TRAINING]
+        if self.beyond:
+            return played
         if self.version == "v3":
             return list(product(dict(played), self.paper))
         return [(split, max(cap for other, cap in played if other == split)) for split in dict(played)]
@@ -117,6 +122,18 @@ CLAIMS = [
     Claim(
         "T = D(25) − D(80) is above 0", "v3", "D", {25: 0.31}, "above", "score interaction minus cap 80", P, S, (80,)
     ),
+    Claim(
+        "P→S gains more from a slacker cap than P→P (score for a doubled cap)", "v3", "points", None,
+        "above", f"{SLOPE} difference", PS, PP, beyond=True,
+    ),
+    Claim(
+        "Carry-over of a turn that the cap cut short mends P→S", "v3", "points", None,
+        "above", "score difference", ("persistent", "carry-over"), PS, beyond=True,
+    ),
+    Claim(
+        "P→S: episodes miss a name, more than in P→P, though no runtime is told", "v1", "share", None,
+        "more", "missing_binding", ("persistent", "stateless-untold"), ("persistent", "persistent-untold"), beyond=True,
+    ),
     Claim("P→S: episodes miss a name, more than in P→P", "v1", "share", 0.80, "more", "missing_binding", PS, PP),
     Claim(
         "S→P spends more tokens than P→P (amnesia tax)", "v1", "ratio", 3.5, "above", "total_tokens ratio", SP, PP
@@ -124,6 +141,17 @@ CLAIMS = [
     Claim(
         "S→S spends more tokens than P→P", "v1", "ratio", {"easy": 58_814 / 19_648, "hard": 67_898 / 18_612},
         "above", "total_tokens ratio", SS, PP,
+    ),
+    Claim(
+        "S→P spends more tokens than P→P, after as many labelled tokens", "v1", "ratio", None,
+        "above", "total_tokens ratio", (MATCHED, "persistent"), PP, beyond=True,
+    ),
+    *(
+        Claim(
+            f"Trained on both kinds of traces: as good in the {kind} runtime as the model of that runtime", "v1",
+            "points", None, "same", "score difference", (MIXED, kind), (kind, kind), beyond=True,
+        )
+        for kind in KINDS
     ),
     Claim("base: scores below 8 % in either runtime, solves none", "v1", "points", None, "below", "score", BP, BS),
     Claim(
@@ -200,6 +228,8 @@ def claims_table(
         for split, cap in claim.settings(played):
             paper = claim.number(split, cap)
             found, verdict, reason = _judged(claim, (split, cap), paper, estimates, tests, equivalence)
+            if claim.beyond and not found.n:
+                continue
             needed = [(split, one) for one in (cap, *claim.against)]
             absent = [c for c in claim.cells if not all(look_up(estimates, "score", one, c).n for one in needed)]
             if claim.cells and (missing := [one for _, one in needed if (split, one) not in played]):

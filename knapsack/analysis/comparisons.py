@@ -16,7 +16,7 @@ from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap, ratio_interval, sh
 from knapsack.analysis.metrics import CELL, cell_name, cell_rows, completed, later_turns, setting_columns
 from knapsack.analysis.statistics import POWER
 from knapsack.analysis.tables import Table, between, listed, number, probability
-from knapsack.runtime import KINDS
+from knapsack.runtime import acts_as
 
 NO_PAIRS = "No two cells that the study compares were played."
 
@@ -201,8 +201,7 @@ def causes_table(failures: pd.DataFrame, episodes: pd.DataFrame) -> pd.DataFrame
     occur = [cause for cause in CAUSES if cause in set(failures["cause"])]
     rows = []
     for key, group in done[done["model"] != "teacher"].groupby(CELL, sort=False):
-        runtime = key[1] if key[1] in KINDS else "stateless"
-        n = sum((runtime, *key[2:], task_id) in best for task_id in group["task_id"])
+        n = sum((acts_as(key[1]), *key[2:], task_id) in best for task_id in group["task_id"])
         if n:
             counts = cell_rows(failures, key)["cause"].value_counts()
             rows.append((*key, n, int(counts.sum()), *(int(counts.get(cause, 0)) for cause in occur)))

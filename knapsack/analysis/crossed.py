@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
-from knapsack.analysis.estimates import COLUMNS, DIFFERENCES, PP, PS, SHARES, SP, SS, TRAINING, Estimate
+from knapsack.analysis.estimates import COLUMNS, DIFFERENCES, PP, PS, SHARES, SLOPE, SP, SS, TRAINING, Estimate
 from knapsack.analysis.intervals import BOOTSTRAP, CONFIDENCE, NO_INTERVAL, NO_SPREAD, Bootstrap
 from knapsack.analysis.metrics import CELL, NUMBERS, completed, setting_rows
 from knapsack.analysis.statistics import MARGIN, equivalence_table, tests_table
@@ -80,7 +80,7 @@ def crossed_table(episodes: pd.DataFrame, estimates: pd.DataFrame, bootstrap: Bo
     rows = []
     for quantity, split, cap, first, second in estimates[COLUMNS[:5]].itertuples(index=False, name=None):
         name, _, how = quantity.partition(" ")
-        if name not in DIFFERENCES or quantity == "total_tokens interaction":
+        if name not in DIFFERENCES or quantity == "total_tokens interaction" or quantity.startswith(SLOPE):
             continue
         ends, weights = [tuple(end.split("→")) for end in (first, second) if end], {"": (1,), "difference": (1, -1)}
         caps, weights = [cap], weights.get(how)

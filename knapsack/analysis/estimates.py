@@ -10,6 +10,8 @@ COLUMNS: ``quantity``; ``split`` and ``cap``, the setting; ``first`` and ``secon
 * Of all four cells of the two adapters: "score interaction", the mean of ``interaction``; "total_tokens interaction",
   exp of the mean of that of logarithms, a ratio of ratios. ``first`` and ``second`` are the models.
 * "score interaction minus cap <c>": T, at each cap below c, over the tasks scored in all eight cells.
+* Of three caps and more, at the least of them: SLOPE, the mean of ``cap_slopes``, of each cell of an adapter, and
+  "<SLOPE> difference", P→S − P→P (v3's dose–response), over the tasks scored under every cap.
 * Of the training traces (split "training", cap 0, for notebook 02 has a cap of its own): "trace_tokens ratio" and
   "episode_tokens ratio", stateless ÷ persistent.
 
@@ -46,7 +48,10 @@ DIFFERENCES = ("score", "total_tokens", "solved", "missing_binding")  # of every
 TRAINING = ("training", 0)  # stands for a setting
 OF_TRAINING = ("trace_tokens", "episode_tokens")
 PP, PS, SP, SS = [(model, runtime) for model in KINDS for runtime in KINDS]  # (training, runtime)
-RATIOS = ((SP, PP), (PS, PP), (SS, PP))  # of total_tokens: the amnesia tax, the wrong runtime, the aligned cells
+SLOPE = "score per doubled cap"
+MIXED, MATCHED = "mixed", "stateless-matched"  # adapters beyond the two, by the names that ``make beyond`` gives them
+# Of total_tokens: the amnesia tax, the wrong runtime, the aligned cells, and the tax after as many tokens of practice.
+RATIOS = ((SP, PP), (PS, PP), (SS, PP), ((MATCHED, "persistent"), PP))
 CELL_COLUMNS = (
     "model,runtime,split,cap,n,unscored,score_mean,score_low,score_high,solved,turns,prompt_tokens,completion_tokens,"
     "total_tokens,seconds,score_per_1k_tokens,name_error_rate,missing_binding_rate,cap_hit_rate,inspected"
@@ -91,8 +96,9 @@ def comparisons(cells: Iterable[tuple]) -> list[tuple[str, tuple, tuple]]:
 
     A comparison changes one thing, apart from the aligned cells. Per setting (split, cap): training within a runtime
     (between the two adapters only: any other model differs in more than its training traces); the runtime within a
-    model; a carry-over runtime against the stateless one that it mends, and announced against silent; and the two
-    aligned cells.
+    model; a carry-over runtime against the stateless one that it mends, and announced against silent; a runtime that is
+    not told, or told falsely, against itself, and both untold; an adapter of mixed traces against the one at home; and
+    the two aligned cells.
     """
     have = list(dict.fromkeys(cells))
     runtimes, models = ([*dict.fromkeys(cell[place] for cell in have)] for place in (1, 0))
@@ -107,8 +113,13 @@ def comparisons(cells: Iterable[tuple]) -> list[tuple[str, tuple, tuple]]:
                 ("carry-over", "carry-over", "stateless"),
                 ("announced carry-over", "carry-over-announced", "stateless"),
                 ("announcing the carry-over", "carry-over-announced", "carry-over"),
+                ("runtime, untold", "persistent-untold", "stateless-untold"),
+                *((f"cue, {kind} runtime", f"{kind}-untold", kind) for kind in KINDS),
+                *((f"false cue, {kind} runtime", f"{kind}-false", kind) for kind in KINDS),
             ):
                 found.append((f"{what}, {model}", (model, one, *setting), (model, other, *setting)))
+        for kind in KINDS:
+            found.append((f"mixed, in the {kind} runtime", (MIXED, kind, *setting), (kind, kind, *setting)))
         found.append(("aligned cells", (*PP, *setting), (*SS, *setting)))
     return [row for row in found if row[1] in have and row[2] in have]
 
@@ -128,6 +139,14 @@ def interaction(episodes: pd.DataFrame, settings: list[tuple], column: str, loga
     pp, ps, sp, ss = np.split(values, 4)
     d = (pp - ps) - (sp - ss)
     return d[0] - d[1:].sum(axis=0)
+
+
+def cap_slopes(episodes: pd.DataFrame, ends: list[tuple], split: str, caps: list[int]) -> np.ndarray:
+    """The least-squares slope of the score on log2(cap) on each task scored under all ``caps`` in all cells ``ends``
+    (model, runtime), shape (cells, n). Every task has every cap, so their mean is the slope with task effects."""
+    scores = matched(episodes, [(*cell, split, cap) for cell in ends for cap in caps], "score")
+    x = np.log2(caps) - np.log2(caps).mean()
+    return np.einsum("c,mcn->mn", x / (x @ x), np.array(scores).reshape(len(ends), len(caps), -1))
 
 
 def of_cell(episodes: pd.DataFrame, cell: tuple, quantity: str, bootstrap: Bootstrap = BOOTSTRAP) -> Estimate:
@@ -199,6 +218,16 @@ def _cells_and_contrasts(episodes: pd.DataFrame, bootstrap: Bootstrap) -> Iterat
         if one[0] == other[0] and one[1] < other[1]:
             found = _of_interaction(episodes, [one, other], "score", bootstrap)
             yield f"score interaction minus cap {other[1]}", one, KINDS[:1], KINDS[1:], found
+    for split in dict.fromkeys(setting[0] for setting in settings):
+        caps = sorted(cap for other, cap in settings if other == split)
+        there = [end for end in (PP, PS, SP, SS) if all((*end, split, cap) in cells for cap in caps)]
+        if len(caps) > 2:
+            for end in there:
+                found = _of_values(cap_slopes(episodes, [end], split, caps)[0], bootstrap)
+                yield SLOPE, (split, caps[0]), end, (), found
+            if {PP, PS} <= {*there}:
+                away, home = cap_slopes(episodes, [PS, PP], split, caps)
+                yield f"{SLOPE} difference", (split, caps[0]), PS, PP, _of_values(away - home, bootstrap)
 
 
 def _of_training(facts: pd.DataFrame | None, bootstrap: Bootstrap) -> Iterator[tuple]:

@@ -2,9 +2,9 @@
 
 Families. The tests of a table are corrected by Holm within a family, the rows that answer one question in one
 quantity, over all splits under a cap: "trained models" (what training and runtime change between the two adapters'
-cells), "carry-over" (whether that intervention changes anything), "other models" (the runtime's effect on the base, the
-teacher and models that a user adds). Adding a model, an intervention or a cap leaves the first family's p-values as
-they are.
+cells), "carry-over" and "cue" (whether these interventions change anything), "other models" (the runtime's effect on
+the base, the teacher and models that a user adds). Adding a model, an intervention or a cap leaves the first family's
+p-values as they are.
 
 "The same" as a finding. Two one-sided t tests (TOST; Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15,
 1987, 657–680) decide, not the bootstrap: where few tasks differ, as between two good agents, the t interval misses the
@@ -100,7 +100,7 @@ def holm(p_values: Iterable[float]) -> np.ndarray:
 def family(first: tuple, second: tuple, quantity: str) -> str:
     """The family of a comparison, as the head of this module says: "<quantity>, <group>"."""
     if not {first[1], second[1]} <= set(KINDS):
-        return f"{quantity}, carry-over"
+        return f"{quantity}, {'carry-over' if 'carry-over' in first[1] + second[1] else 'cue'}"
     return f"{quantity}, {'trained' if {first[0], second[0]} <= set(KINDS) else 'other'} models"
 
 

@@ -193,6 +193,32 @@ def facts(ratio):
     )
 
 
+def test_what_goes_beyond_the_default_run_is_judged_where_it_was_played_only():
+    slope, mended, cue = "gains more from a slacker cap", "Carry-over", "no runtime is told"
+    assert not any(words in claim for claim, _ in like_the_paper().index for words in (slope, mended, cue))
+    away, home = ("persistent", "stateless"), ("persistent", "persistent")
+    scores = {10: 0.1, 25: 0.3, 80: 0.6}
+    parts = [made({home: (0.7, 1, 0), away: (score, 1, 0)}, cap=cap) for cap, score in scores.items()]
+    found = judged(pd.concat(parts, ignore_index=True))
+    row = of(found, slope)
+    gain = np.log2([*scores]) - np.log2([*scores]).mean()
+    assert row["cap"] == 10 and row["verdict"] == REPRODUCED
+    assert row["estimate"] == pytest.approx(gain @ [*scores.values()] / (gain @ gain), abs=0.01)
+    carried = made({home: (0.7, 1, 0), away: (0.3, 1, 0), ("persistent", "carry-over"): (0.3, 1, 0)})
+    row = of(judged(carried), mended)
+    assert (row["verdict"], row["cap"]) == (NOT_TESTABLE, 25) and row["n"] == 40
+    untold = {
+        ("persistent", f"{kind}-untold"): (0.5, 1, missing) for kind, missing in (("persistent", 1), ("stateless", 30))
+    }
+    row = of(judged(made(untold)), cue)
+    assert row["verdict"] == REPRODUCED and row["estimate"] == 30 / 40
+    more = {("mixed", "persistent"): (0.7, 1, 0), ("mixed", "stateless"): (0.2, 1, 0)}
+    found = judged(made(CELLS | more | {("stateless-matched", "persistent"): (0.5, 2000, 0)}))
+    verdicts = [of(found, f"as good in the {kind} runtime")["verdict"] for kind in ("persistent", "stateless")]
+    assert verdicts == [REPRODUCED, NOT_REPRODUCED]
+    assert of(found, "as many labelled tokens")["estimate"] == pytest.approx(2, abs=0.01)
+
+
 def test_training_traces_are_judged_without_a_split():
     table = judged(made(), facts(2.5))
     row = of(table, "traces are longer", "training")

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import scripted
@@ -68,6 +69,18 @@ def test_carry_over_is_compared_with_the_runtime_that_it_mends():
         ("announcing the carry-over, persistent", "carry-over-announced", "carry-over"),
     ]
     assert estimates.comparisons(every(("mine",), ("persistent", "carry-over"))) == []
+
+
+def test_a_cue_is_compared_within_its_runtime_and_the_runtimes_without_it():
+    kinds = ("persistent", "stateless", "persistent-untold", "stateless-untold", "stateless-false")
+    found = [(what, one[1], other[1]) for what, one, other in estimates.comparisons(every(("mine",), kinds))]
+    assert found == [
+        ("runtime, mine", "persistent", "stateless"),
+        ("runtime, untold, mine", "persistent-untold", "stateless-untold"),
+        ("cue, persistent runtime, mine", "persistent-untold", "persistent"),
+        ("cue, stateless runtime, mine", "stateless-untold", "stateless"),
+        ("false cue, stateless runtime, mine", "stateless-false", "stateless"),
+    ]
 
 
 # Rows by hand
@@ -211,3 +224,25 @@ def test_equal_things_have_equal_intervals_wherever_they_are_shown(tmp_path):
     more = look_up(found, "missing_binding difference", EASY, PP, PS).interval
     of = shares[(shares["comparison"] == "runtime, persistent") & (shares["quantity"] == "missing_binding")].iloc[0]
     assert tuple(of[["difference", "low", "high"]]) == more
+
+
+def test_the_slope_by_cap_is_the_one_with_task_effects():
+    caps, draw = (10, 20, 40, 80), np.random.default_rng(0)
+    cells = []
+    for cell, slope in ((PP, 0.01), (PS, 0.2)):
+        tasks = draw.normal(0, 0.1, 9)
+        for step, cap in enumerate(caps):
+            cells.append(rows(*cell, tasks + slope * step + draw.normal(0, 0.02, 9), cap=cap))
+    episodes = pd.concat(cells, ignore_index=True)
+    found = estimates.estimates_table(episodes, FEW)
+    for cell in (PP, PS):  # least squares with a column for each task, and one for log2(cap)
+        own = episodes[(episodes[["model", "runtime"]] == list(cell)).all(axis=1)]
+        design = np.column_stack([pd.get_dummies(own["task_id"]).to_numpy(float), np.log2(own["cap"])])
+        slope = np.linalg.lstsq(design, own["score"].to_numpy(float), rcond=None)[0][-1]
+        known = estimates.look_up(found, estimates.SLOPE, ("easy", 10), cell)
+        assert known.value == pytest.approx(slope) and known.n == 9 and known.low < slope < known.high
+    apart = estimates.look_up(found, f"{estimates.SLOPE} difference", ("easy", 10), PS, PP)
+    values = [estimates.look_up(found, estimates.SLOPE, ("easy", 10), cell).value for cell in (PS, PP)]
+    assert apart.value == pytest.approx(values[0] - values[1]) and apart.low > 0.1
+    two = estimates.estimates_table(episodes[episodes["cap"] <= 20], FEW)
+    assert not two["quantity"].str.startswith(estimates.SLOPE).any()
