@@ -10,8 +10,13 @@ READY := .venv/.ready
 # On top of the locked packages. Asked for without dependencies: those of 2026.10.8 and 9 cannot always be had.
 UNSLOTH := unsloth==2026.10.9 unsloth_zoo==2026.10.9 bitsandbytes==0.50.2
 UNSLOTH_READY := .venv-unsloth/.ready
-COMMA := ,
-SPACE := $(subst ,, )
+# The analysis of the default run, beside all that was made of it.
+FOLDERS = $$(find runs -maxdepth 1 -name '$(1)*' | sort | paste -sd, -)
+BESIDE = $(BIN)/python run_notebooks.py --only 5 -p more_runs=$(call FOLDERS,seed) -p beyond=$(call FOLDERS,beyond-)
+FURTHER := $(BIN)/python run_notebooks.py --reuse runs/nano --out runs/beyond
+ADAPTERS := {"persistent": {}, "stateless": {}, "mixed": {"traces": ["persistent", "stateless"]}, \
+  "stateless-matched": {"traces": ["stateless"], "match": "persistent"}, \
+  "persistent-matched": {"traces": ["persistent"], "match": "stateless"}}
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -41,15 +46,20 @@ seeds: $(READY)  ## two further training seeds of the default run, put beside it
 	for seed in $(SEEDS); do \
 	  $(BIN)/python run_notebooks.py --to 4 --out runs/seed$$seed --reuse runs/nano -p 03_finetune.seed=$$seed || exit 1; \
 	done
-	$(BIN)/python run_notebooks.py --only 5 -p more_runs=$(subst $(SPACE),$(COMMA),$(addprefix runs/seed,$(SEEDS)))
+	$(BESIDE)
 
-# Adapters, and what was played before, are taken over.
-beyond: $(READY)  ## the persistent-trained model under eight caps on 12 tasks, and with carry-over
+# Tasks, traces, adapters, and what was played before are taken over.
+beyond: $(READY)  ## questions beyond the default run: eight caps, carry-over, runtimes not told, matched and mixed adapters
 	test -f runs/nano/results/episodes.csv || $(MAKE) report
-	$(BIN)/python run_notebooks.py --out runs/caps --reuse runs/nano -p 'models={"persistent": {}}' -p splits=easy \
-	  -p 04_evaluate.n_easy=12 -p caps=10,20,25,30,40,50,80,100
-	$(BIN)/python run_notebooks.py --out runs/carry-over --reuse runs/nano -p 'models={"persistent": {}}' -p caps=25 \
+	$(FURTHER)-caps -p splits=easy -p 04_evaluate.n_easy=12 -p caps=10,20,25,30,40,50,80,100 \
+	  -p 'models={"persistent": {}}'
+	$(FURTHER)-carry-over -p splits=easy -p caps=25,80 -p 'models={"persistent": {}}' \
 	  -p runtimes=persistent,stateless,carry-over,carry-over-announced
+	$(FURTHER)-cues -p splits=easy -p 04_evaluate.n_easy=25 -p caps=80 -p 'models={"persistent": {}, "stateless": {}}' \
+	  -p runtimes=persistent,stateless,persistent-untold,stateless-untold,persistent-false,stateless-false
+	$(FURTHER)-adapters -p splits=easy -p 04_evaluate.n_easy=25 -p caps=80 -p 'adapters=$(ADAPTERS)' \
+	  -p 'models={"persistent": {}, "stateless": {}, "mixed": {}, "stateless-matched": {}, "persistent-matched": {}}'
+	$(BESIDE)
 
 test: $(READY)  ## ruff and the tests of all that a user relies on
 	$(BIN)/ruff check .

@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from knapsack.analysis.claims import NOT_REPRODUCED, REPRODUCED
+from knapsack.analysis.claims import NOT_REPRODUCED, REPRODUCED, read_claims
 from knapsack.analysis.metrics import CELL, SETTING, cell_name
-from knapsack.analysis.publish import read_claims
 from knapsack.analysis.tables import Table, markdown, number
 from knapsack.runs import Run, write_text
 

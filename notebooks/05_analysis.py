@@ -32,9 +32,11 @@ margin: float = 0.05  # scores that differ by less, of 1, count as the same
 source: str = "run"  # "run", or "published": traces in the layout of the paper's data set
 published_folder: str = ""  # that folder, with source "published"
 more_runs: list[str] = []  # folders of further runs to put beside this one
+beyond: list[str] = []  # folders of runs that ask more than this one, as `make beyond` makes them
 
 # %%
 import time
+from pathlib import Path
 
 import pandas as pd
 from IPython.display import Markdown, display
@@ -54,6 +56,7 @@ from knapsack.analysis import (
     statistics,
     tables,
 )
+from knapsack.analysis.beyond import read_claims_of
 from knapsack.runs import open_run
 
 started = time.perf_counter()
@@ -103,7 +106,7 @@ conduct.write_conduct(run, seen)
 
 # %%
 beside = several_runs.side_by_side([run_folder, *more_runs], bootstrap)
-drawn = figures.draw_all(run, folder, episodes, turns, seen, found, beside, margin, bootstrap)
+drawn = figures.draw_all(run, folder, episodes, turns, seen, found, beside, margin, bootstrap, beyond)
 display(*drawn["the_idea"])
 
 # %% [markdown]
@@ -319,12 +322,27 @@ show("claims", claims.claims_shown(table), table)
 display(Markdown(reasons.explained(table, episodes, equal, causes)))
 
 # %% [markdown]
+# # Beyond the default run
+#
+# Some questions take more cells or other adapters than every run should have to wait for: what does each step of the
+# cap do, does it help to keep the names of a turn that was cut short, is it the runtime or its *name* in the prompt
+# that matters, and do the adapters still differ when both learned from as many tokens? `make beyond` asks them of the
+# same tasks; each run has its own analysis, of which the claims and one figure stand here.
+
+# %%
+for name in [name for name in drawn if name.startswith(tuple(f"{Path(one).name}_" for one in beyond))]:
+    display(*drawn[name])
+nothing = "Nothing of this was asked here: `make beyond` does it after `make report`."
+show("beyond", claims.claims_shown(read_claims_of(beyond)), otherwise=nothing)
+
+# %% [markdown]
 # What no number above can say:
 #
 # * There is one task family, and a handful of trainings at most.
 # * Training sets matched by task, as here and in the paper, are not matched by tokens: the stateless adapter has read
-#   more text.
-# * The prompt names the runtime in every cell, here and in the paper, so persistence and its cue are not told apart.
+#   more text. Adapters matched by tokens are trained by `make beyond` only.
+# * The prompt names the runtime in every cell, here and in the paper. Only `make beyond` tells persistence and its cue
+#   apart.
 
 # %%
 run.record("05_analysis", parameters, round(time.perf_counter() - started, 1))

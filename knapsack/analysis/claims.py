@@ -30,6 +30,7 @@ mean over trainings, so they ask about other tasks only. With one, all is about 
 
 import math
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -273,10 +274,16 @@ def _judged(
     return best._replace(n=min(first.n, second.n)), *below(best.low, best.high, solved)
 
 
+def read_claims(path: str | Path) -> pd.DataFrame:
+    """A ``claims.csv``; text columns without a value are empty, numbers NaN."""
+    texts = ("verdict", "size", "reason", "trainings")
+    return pd.read_csv(path, dtype={"n": int} | dict.fromkeys(texts, str)).fillna(dict.fromkeys(texts, ""))
+
+
 def claims_shown(table: pd.DataFrame) -> tables.Table:
     """``claims_table`` as text, the claim named once for all its splits and caps."""
     said = {claim.text: SAID.get(claim.rule, "") for claim in CLAIMS}
-    rows, before, seeds = [], None, table["trainings"].max()
+    rows, before, seeds = [], None, table["trainings"].max() if len(table) else ""
     for row in table.to_dict("records"):
         factor, digits, sign = UNITS[row["unit"]]
         value, low, high = (row[name] for name in ("estimate", "low", "high"))

@@ -12,7 +12,7 @@ import nbformat
 import pandas as pd
 
 from knapsack.analysis import excerpts, figures
-from knapsack.analysis.claims import claims_shown, summary
+from knapsack.analysis.claims import claims_shown, read_claims, summary
 from knapsack.analysis.tables import Table, markdown
 from knapsack.runs import Run, open_run, project_folder, write_text
 
@@ -31,12 +31,6 @@ def readme_block(claims: pd.DataFrame) -> str:
     shown = claims_shown(claims)
     short = Table(shown.text.drop(columns="why"), shown.caption)
     return f"{START}\n{summary(claims)}\n\n{markdown(short)}{END}"
-
-
-def read_claims(path: str | Path) -> pd.DataFrame:
-    """A ``claims.csv``; text columns without a value are empty, numbers NaN."""
-    texts = ("verdict", "size", "reason", "trainings")
-    return pd.read_csv(path, dtype={"n": int} | dict.fromkeys(texts, str)).fillna(dict.fromkeys(texts, ""))
 
 
 def publish_claims(run: Run, folder: str | Path, readme: str | Path) -> None:

@@ -69,7 +69,7 @@ def test_published_links_lead_to_the_published_pages(analysed, tmp_path):
 
 def test_the_repositorys_readme_shows_the_committed_claims(checkout):
     """``make outputs`` puts both there, from one run, and the notebook has the same."""
-    table = publish.read_claims(checkout / "figures" / "tables" / "claims.csv")
+    table = claims.read_claims(checkout / "figures" / "tables" / "claims.csv")
     assert publish.readme_block(table) in (checkout / "README.md").read_text(encoding="utf-8")
     shown = claims.claims_shown(table)
     text = (checkout / "figures" / "tables" / "claims.md").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ intervals is computed and stands in its caption.
 import io
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pandas as pd
 from IPython.display import Image, Markdown
 from matplotlib import rc_context
 
+from knapsack.analysis.beyond import ENDS, take_figures
 from knapsack.analysis.conduct import Conduct
 from knapsack.analysis.figures import style
 from knapsack.analysis.figures.caps import score_by_cap, the_cap, throughput
@@ -84,12 +85,13 @@ def draw_all(
     several: SideBySide,
     margin: float = MARGIN,
     bootstrap: Bootstrap = BOOTSTRAP,
+    beyond: Sequence[str | Path] = (),
 ) -> dict[str, list[Image | Markdown]]:
     """Draw every figure into the run's folder and write the manifest; returns what a notebook shows of each, by name:
     the picture and its caption, or the sentence that says why there is none.
 
-    ``folder`` is that of the cells. A row of the manifest says which notebook and commit made the figure, with which
-    bootstrap and margin, and holds its caption.
+    ``folder`` is that of the cells; ``beyond`` are folders of runs of which ``take_figures`` takes one each. A row of
+    the manifest says which notebook and commit made the figure, with which bootstrap and margin, and holds its caption.
     """
     drawings: dict[str, Callable[[], style.Drawing]] = {
         "the_idea": lambda: the_idea(episodes, folder),
@@ -113,10 +115,11 @@ def draw_all(
         except style.NothingToShow as nothing:
             drawn[name] = [Markdown(str(nothing))]
         else:
-            files = [f"{name}.{kind}" for kind in ("png", "svg", "csv")]
-            manifest[name] = made | {"files": files, "caption": caption}
-            picture = Image(run.figures / files[0], width=SHOWN_WIDTH, alt=caption)
-            drawn[name] = [picture, Markdown(caption)]
+            manifest[name] = made | {"files": [f"{name}.{kind}" for kind in ENDS], "caption": caption}
+    manifest |= take_figures(run, beyond)
+    for name, row in manifest.items():
+        picture = Image(run.figures / row["files"][0], width=SHOWN_WIDTH, alt=row["caption"])
+        drawn[name] = [picture, Markdown(row["caption"])]
     write_text(run.figures / "manifest.json", as_json(manifest))
     for old in orphans(run.figures):  # of a figure that is not drawn any more
         (run.figures / old).unlink()
