@@ -52,7 +52,8 @@ class Turn:
 
 @dataclass
 class Episode:
-    """A finished episode. ``finish_reason``: "finish_tool", "max_turns" or "error" (context full)."""
+    """A finished episode. ``finish_reason``: "finish_tool", "max_turns" or "error" (context full, or too
+    many malformed replies in a row)."""
 
     task: Task
     kind: Kind
@@ -86,6 +87,7 @@ class EpisodeSettings:
     max_turns: int = MAX_TURNS
     max_tool_calls: int = MAX_TOOL_CALLS
     detail: Detail = "full"
+    max_malformed: int = 0  # replies in a row without a single code block that end an episode; 0: any number
 
 
 def code_block(text: str) -> tuple[str | None, str | None]:
@@ -111,6 +113,7 @@ def episode(
     result = Episode(task, kind, messages)
     with Runtime(kind, environment.tools, settings.max_tool_calls, pool=pool) as runtime:
         active: tuple[str, ...] = ()
+        malformed = 0
         for _ in range(settings.max_turns):
             try:
                 reply = yield list(messages)
@@ -130,8 +133,15 @@ def episode(
                 active = observation.active_globals
                 messages.append(prompts.observation_message(observation, kind))
             result.turns.append(Turn(text, code, observation, problem, reply.prompt_tokens, reply.completion_tokens))
+            malformed = malformed + 1 if code is None else 0
             if environment.finished:
                 result.finish_reason = "finish_tool"
+                break
+            if malformed == settings.max_malformed > 0:
+                result.finish_reason, result.error = (
+                    "error",
+                    f"{malformed} replies in a row, all tokens but no code block",
+                )
                 break
     result.score, result.solved = environment.score, environment.solved
     result.metrics, result.taken = environment.metrics(), list(environment.taken)

@@ -53,6 +53,7 @@ class Settings:
     max_new_tokens: Annotated[int, Field(ge=1)] = 1024
     context_length: Annotated[int, Field(ge=2)] = 4096
     max_turns: Annotated[int, Field(ge=1)] = agent.MAX_TURNS
+    max_malformed: Annotated[int, Field(ge=0)] = 0
     prompt_detail: Detail = "compact"
     slots: Annotated[int, Field(ge=1)] = 32
     engine: Engine = "monty"
@@ -288,7 +289,8 @@ def _play(job: Job, stop: Path) -> None:
                 mark(each).touch(exist_ok=False)
             except FileExistsError:
                 return
-            limits = agent.EpisodeSettings(settings.max_turns, each.cell.cap, settings.prompt_detail)
+            turns, malformed = settings.max_turns, settings.max_malformed
+            limits = agent.EpisodeSettings(turns, each.cell.cap, settings.prompt_detail, malformed)
             done = yield from agent.episode(each.task, each.cell.runtime, limits, pool)
             seconds = time.monotonic() - began
             traces.write_episode(each.folder, done, job.model, seconds, each.made_with)

@@ -176,6 +176,14 @@ def test_reply_without_one_block_costs_a_turn_and_runs_nothing(play, reply):
 def test_turn_limit_ends_an_episode_that_does_not_finish(play):
     done = play("stateless", "I think.", settings=EpisodeSettings(max_turns=3, detail="compact"))
     assert (len(done.turns), done.finish_reason, done.error) == (3, "max_turns", None)
+
+
+def test_malformed_replies_in_a_row_end_an_episode_and_any_code_block_starts_the_count_anew(play):
+    limited = EpisodeSettings(max_turns=9, detail="compact", max_malformed=2)
+    done = play("stateless", "I think.", block("1 / 0"), "I think.", "Again.", "More.", settings=limited)
+    assert (len(done.turns), done.finish_reason) == (4, "error") and done.error.startswith("2 replies in a row")
+    done = play("stateless", "I think.", "I think.", block("finish()"), settings=EpisodeSettings(max_turns=9))
+    assert (len(done.turns), done.finish_reason) == (3, "finish_tool")
     assert done.prompt_tokens == 102 + 104 + 106 and done.completion_tokens == 30
 
 

@@ -131,7 +131,7 @@ def test_a_setting_that_makes_no_sense_is_refused_in_one_line(name, value, need)
 
 def test_settings_are_recorded_as_they_are_played():
     recorded = {"base": "nano", "seed": 3, "temperature": 1.0, "max_new_tokens": 1024, "context_length": 4096}
-    recorded |= {"max_turns": 40, "prompt_detail": "compact", "slots": 32, "engine": "monty"}
+    recorded |= {"max_turns": 40, "max_malformed": 0, "prompt_detail": "compact", "slots": 32, "engine": "monty"}
     assert json.dumps(asdict(Settings(seed=3, temperature=1))) == json.dumps(recorded)
     assert asdict(Settings(temperature=None))["temperature"] is None
 

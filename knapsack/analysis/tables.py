@@ -295,7 +295,7 @@ def table_three(cells: pd.DataFrame, episodes: pd.DataFrame, turns: pd.DataFrame
         shown |= {"cap hits %": (100 * own["cap_hits"].sum() / max(1, own["turns"].sum()), 0)}
         shown |= {"total tokens": (row["total_tokens"], 0), "inspect calls": (work["inspect_calls"].mean(), 1)}
         shown |= {"items": (work["new_items"].mean(), 1), "restarts": (work["restart"].mean(), 1)}
-        for title, end in (("finished %", "finish_tool"), ("turn limit %", "max_turns"), ("context full %", "error")):
+        for title, end in (("finished %", "finish_tool"), ("turn limit %", "max_turns"), ("broken off %", "error")):
             shown[title] = (100 * (ends == end).mean(), 0)
         told = {"split": row["split"], "cap": str(row["cap"])}
         numbers = {title: number(*value) for title, value in shown.items()}
@@ -305,7 +305,8 @@ def table_three(cells: pd.DataFrame, episodes: pd.DataFrame, turns: pd.DataFrame
             rows.append(told | {"cell": "paper", "n": PAPER_CAPS_TASKS} | known)
     caption = (
         "The trained models under each cap on tool calls, means over scored episodes. Cap hits: share of turns; items: "
-        "distinct ones inspected; restarts: turns that list the items again; the last columns say how episodes end. "
-        "The paper's numbers (v3) are those of a split of its own, of 40 to 65 items."
+        "distinct ones inspected; restarts: turns that list the items again. The last columns say how episodes end: "
+        "broken off are those with a full context, or too many malformed replies in a row. The paper's numbers (v3) "
+        "are those of a split of its own, of 40 to 65 items."
     )
     return Table(pd.DataFrame(rows), caption)

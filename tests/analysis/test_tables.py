@@ -225,8 +225,6 @@ def test_table_three_counts_what_a_cap_costs(tmp_path):
     assert row["NameErrors"] == f"{own['name_errors'].mean():.1f}" != "0.0"
     looked = turns[(turns[["model", "cap"]] == ["persistent", 6]).all(axis=1)]["inspect_calls"].sum() / 3
     assert row["inspect calls"] == f"{looked:.1f}" and float(row["restarts"]) > 0
-    assert sum(float(row[f"{end} %"]) for end in ("finished", "turn limit", "context full")) == pytest.approx(
-        100, abs=1
-    )
+    assert sum(float(row[f"{end} %"]) for end in ("finished", "turn limit", "broken off")) == pytest.approx(100, abs=1)
     paper = row_of(table, cell="paper")
     assert (paper["score %"], paper["total tokens"], paper["restarts"]) == ("7", "498,000", "")

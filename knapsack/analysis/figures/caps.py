@@ -22,7 +22,7 @@ from knapsack.training_data import MIN_SCORE
 
 EPISODE = [*CELL, "task_id"]
 LOOKS = {"none": ("no error", "#EAF1F7", ""), **KINDS_OF_ERROR}
-ENDS = {"finish_tool": "finished", "max_turns": "turn limit", "error": "context full"}
+ENDS = {"finish_tool": "finished", "max_turns": "turn limit", "error": "broken off"}
 CALLS, ITEMS = "#D55E00", "#0072B2"
 TRAINED = (PP, PS, SP, SS)
 PANELS = {  # of bars: title, and what of an episode they show
@@ -91,8 +91,8 @@ def the_cap(episodes: pd.DataFrame, conduct: Conduct, bootstrap: Bootstrap = BOO
         f"({split}) under both caps, a box a turn: calls of inspect in it, and below them the items seen for the first "
         f"time. Chosen by rule: of the tasks finished under the slack cap with a score of {MIN_SCORE} or more, the one "
         "that loses most under the tight one. Below: means over the episodes of a split, with the "
-        f"{style.interval_text(bootstrap)}. A restart is a turn that lists the items again; unfinished are episodes "
-        f"that end at the limit of turns or context. n = {style.span(sizes)} episodes a bar."
+        f"{style.interval_text(bootstrap)}. A restart is a turn that lists the items again; unfinished episodes end at "
+        f"a limit: of turns, context, or malformed replies in a row. n = {style.span(sizes)} episodes a bar."
     )
     data = pd.concat([*strips, bars.assign(part="bars")], ignore_index=True)
     return style.Drawing(figure, data[["part", *(name for name in data if name != "part")]], caption)

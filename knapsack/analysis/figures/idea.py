@@ -26,7 +26,7 @@ SIDES = {"persistent": EDGE, "stateless": EDGE + COLUMN + GAP}  # where the colu
 NARROW, WIDE = (29, 6), (63, 9)  # letters a line and lines of code of a turn in a column, and over the whole width
 LOST, BACK, GOOD, BAD = style.COLOURS["stateless"], "#F3F3F3", "#DCEBF5", "#FADFCF"
 TASK = [*SETTING, "task_id"]
-ENDS = {"finish_tool": "finished", "max_turns": "turn limit", "error": "error"}
+ENDS = {"finish_tool": "finished", "max_turns": "turn limit", "error": "broken off"}
 
 
 @dataclass(frozen=True)
