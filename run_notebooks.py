@@ -231,8 +231,8 @@ def summary(run: Run, steps: list[Step]) -> str:
     lines = [f"\n{'notebook':<14} {'status':<12} {'seconds':>8} {'peak memory':>12}"]
     lines += [f"{s.name:<14} {s.status:<12} {s.seconds:>8.1f} {s.memory / 2**30:>8.2f} GiB" for s in steps]
     lines += [f"{'all':<27} {sum(step.seconds for step in steps):>8.1f}"]
-    places = [run.results, run.figures, run.tables, run.folder / "notebooks"]
-    return "\n".join([*lines, *(f"{path.name:<14} {path}" for path in places if path.is_dir())])
+    places = [run.results, run.figures, run.tables, run.folder / "notebooks", run.page]
+    return "\n".join([*lines, *(f"{path.name:<14} {path}" for path in places if path.exists())])
 
 
 def shown(folder: Path) -> str:
@@ -277,6 +277,10 @@ def main(arguments: list[str]) -> int:
             for step in steps:
                 if problem := execute(step, run.folder / "notebooks" / step.path.name, options.log):
                     break
+            if not problem and steps[-1].name == RECOMPUTED:
+                from knapsack.report.page import write_page  # takes seconds to import
+
+                write_page(run)
     except Timeout:
         problem = f"another run is writing to {folder}: wait for it, or choose another folder with --out"
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -56,6 +56,7 @@ class Run:
         return self.training(kind) / "adapter"
 
     evaluations = property(lambda self: self.folder / "evaluations")
+    page = property(lambda self: self.folder / "report.html")
     results = property(lambda self: self.folder / "results")
     figures = property(lambda self: self.results / "figures")
     tables = property(lambda self: self.results / "tables")

@@ -1,6 +1,7 @@
 """The five notebooks: paired files, and the whole report end to end at its smallest, through run_notebooks.py."""
 
 import csv
+import html
 import json
 import re
 from itertools import product
@@ -78,6 +79,21 @@ def test_the_report_holds_every_cell_of_the_design_two_adapters_figures_and_tabl
     assert weights[0].read_bytes() != weights[1].read_bytes()
     assert {".png", ".svg"} <= {path.suffix for path in (folder / "results" / "figures").iterdir()}
     assert any((folder / "results" / "tables").iterdir())
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(smallest_report):
+    folder, finished = smallest_report
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"report.html    {folder / 'report.html'}" in finished.stdout and len(page) < 5_000_000
+    assert (
+        re.findall(r'(?:src|href)="(?!#|data:|results/examples/|https://arxiv.org/)[^"]*"|@import|<script', page) == []
+    )
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert {html.unescape(a) for a in re.findall(r'href="#([^"]+)"', page)} <= {html.unescape(one) for one in ids}
+    assert len(set(ids)) == len(ids) and page.count("<h1") >= 6
+    pictures = re.findall(r"<img [^>]*>", page)
+    assert len(pictures) > 8 and all(re.search(r'alt="[^"]{20,}"', picture) for picture in pictures)
+    assert "it/s]" not in page and "Traceback" not in page
 
 
 def test_a_dry_run_tells_what_the_run_then_does(smallest, smallest_report, tmp_path, capsys):

@@ -1,0 +1,153 @@
+"""A run as one page: ``report.html``, from its executed notebooks, that opens anywhere without a network.
+
+    python -m knapsack.report.page runs/nano
+
+The notebooks are converted by nbconvert with the template in ``chapter/``; what stands before and after them is
+computed from the run's tables and manifest. Pictures are the SVGs of the run's figures, each with its caption as
+alternative text; progress bars are left out.
+"""
+
+import base64
+import hashlib
+import re
+import sys
+from pathlib import Path
+
+import jinja2
+import nbformat
+import pandas as pd
+from nbconvert import HTMLExporter
+
+from knapsack.analysis.claims import read_claims, summary
+from knapsack.analysis.estimates import PP, PS, SP, look_up
+from knapsack.analysis.metrics import cell_name
+from knapsack.analysis.tables import number
+from knapsack.runs import Run, open_run, read_json, write_text
+
+HERE = Path(__file__).resolve().parent
+TITLE = "Agents learn their runtime"
+HEADLINE = ("the_idea", "train_runtime_matrix")
+LINKED = re.compile(r'<h([1-6]) id="([^"]+)">(.*?)<a class="anchor-link".*?</h\1>', re.DOTALL)
+HEADING = re.compile(r'<h([1-3]) id="([^"]+)">(.*?)</h\1>', re.DOTALL)
+
+
+def write_page(run: Run) -> Path:
+    """Write ``report.html`` into the run's folder and return its path.
+
+    Raises FileNotFoundError for a run without executed notebooks or without the tables of notebook 05."""
+    paths = sorted((run.folder / "notebooks").glob("*.ipynb"))
+    for path in (*(paths or [run.folder / "notebooks"]), run.results / "claims.csv", run.figures / "manifest.json"):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: run the notebooks first (run_notebooks.py)")
+    captions = {name: row["caption"] for name, row in read_json(run.figures / "manifest.json").items()}
+    pictures = {_digest((run.figures / f"{name}.png").read_bytes()): name for name in captions}
+    contents, chapters = [], []
+    exporter = HTMLExporter(template_name="chapter", extra_template_basedirs=[str(HERE)])
+    for path in paths:
+        notebook = _with_vectors(nbformat.read(path, 4), run, pictures, captions)
+        body = _anchored(exporter.from_notebook_node(notebook)[0], path.stem)
+        contents += HEADING.findall("".join(re.findall("<section>(.*?)</section>", body, re.DOTALL)))  # not of outputs
+        chapters.append(body.replace('href="../results/', 'href="results/'))
+    manifest, versions = _made(run)
+    page = jinja2.Template((HERE / "page.html.j2").read_text(encoding="utf-8")).render(
+        title=TITLE,
+        style=(HERE / "style.css").read_text(encoding="utf-8"),
+        contents=[*contents, ("1", "manifest", "How this run was made")],
+        abstract=abstract(run),
+        headline=[_picture(run, name, captions[name]) for name in HEADLINE if name in captions],
+        chapters=chapters,
+        manifest=manifest,
+        versions=versions,
+    )
+    write_text(run.page, page)
+    return run.page
+
+
+def _anchored(body: str, place: str) -> str:
+    """A chapter whose headings have ids that no other of the page has; one that comes again has none."""
+    seen = set()
+
+    def anchor(heading: re.Match) -> str:
+        level, name, text = heading.groups()
+        own = "" if name in seen else f' id="{place}-{name}"'
+        seen.add(name)
+        return f"<h{level}{own}>{text}</h{level}>"
+
+    return LINKED.sub(anchor, body)
+
+
+def _digest(picture: bytes) -> str:
+    return hashlib.sha256(picture).hexdigest()
+
+
+def _picture(run: Run, name: str, caption: str) -> dict[str, str]:
+    svg = base64.b64encode((run.figures / f"{name}.svg").read_bytes()).decode()
+    return {"caption": caption, "source": f"data:image/svg+xml;base64,{svg}"}
+
+
+def _with_vectors(notebook, run: Run, pictures: dict[str, str], captions: dict[str, str]):
+    """The notebook with the run's own figures as SVG, their captions beside them, and titles for other pictures."""
+    heading = ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            heading = next(iter(re.findall(r"^#+ (.*)$", cell.source, re.MULTILINE)[-1:]), heading)
+            continue
+        kept = []
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                name = pictures.get(_digest(base64.b64decode(data["image/png"])))
+                output.metadata = nbformat.NotebookNode(alt=captions.get(name, f"Figure of the section “{heading}”"))
+                if name:
+                    output.metadata.caption = captions[name]
+                    data["image/svg+xml"] = (run.figures / f"{name}.svg").read_text(encoding="utf-8")
+            if data.get("text/markdown") not in captions.values():  # they stand below their figures
+                kept.append(output)
+        cell.outputs = kept
+    return notebook
+
+
+def abstract(run: Run) -> str:
+    """What the run found, in sentences computed from its tables."""
+    claims, found = read_claims(run.results / "claims.csv"), pd.read_csv(run.results / "estimates.csv").fillna("")
+    said = [
+        "An agent that acts by writing Python may keep its variables between turns, or lose them. Does a model learn "
+        "which of the two it was trained with?"
+    ]
+    cells = pd.read_csv(run.results / "cells.csv")
+    for split, own in cells.groupby("split", sort=False):
+        caps = sorted(own["cap"].unique())
+        scores = []
+        for cap in caps:
+            home, away = (look_up(found, "score", (split, cap), cell) for cell in (PP, PS))
+            if home.n and away.n:
+                at = f" under a cap of {cap} tool calls a turn" * (len(caps) > 1)
+                scores.append(
+                    f"{number(home.value, 2)} at home and {number(away.value, 2)} in the stateless runtime{at}"
+                )
+        if scores:
+            told = f"On {split} tasks the model trained on persistent traces scores {'; '.join(scores)}"
+            missing = look_up(found, "missing_binding", (split, caps[-1]), PS)
+            said.append(f"{told}. There it misses a name in {number(100 * missing.value)} % of {missing.n} episodes.")
+        tax = look_up(found, "total_tokens ratio", (split, caps[-1]), SP, PP)
+        if tax.n:
+            said.append(f"{cell_name(*SP)} spends {number(tax.value, 1)} times the tokens of {cell_name(*PP)}.")
+    return " ".join([*said, summary(claims)])
+
+
+def _made(run: Run) -> tuple[list[dict], str]:
+    rows, versions = [], {}
+    for step, row in run.read_manifest().items():
+        if "machine" in row:
+            versions |= row["versions"] | {"Python": row["python"]}
+            machine = ", ".join(f"{value}" for value in row["machine"].values())
+            commit = f"{(row['commit'] or 'unknown')[:12]}{' (changed)' * bool(row['dirty'])}"
+            told = {"notebook": step, "seed": row["parameters"].get("seed", ""), "commit": commit, "machine": machine}
+            rows.append(told | {"seconds": number(row["seconds"])})
+    return rows, "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m knapsack.report.page <run folder>")
+    print(write_page(open_run(sys.argv[1])))
