@@ -6,7 +6,7 @@ from itertools import product
 import pandas as pd
 from matplotlib import ticker
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
@@ -35,7 +35,8 @@ PANELS = {  # of bars: title, and what of an episode they show
 
 
 def _under_caps(episodes: pd.DataFrame, conduct: Conduct) -> tuple[pd.DataFrame, list[str], list[int]]:
-    """P→S's scored episodes with the sums of ``conduct.WORK`` over their turns, its splits, and all of its caps.
+    """P→S's scored episodes with the sums of ``conduct.WORK`` over their turns, its splits, and its slackest and its
+    tightest cap.
 
     Raises NothingToShow where it was played under one cap only.
     """
@@ -43,10 +44,8 @@ def _under_caps(episodes: pd.DataFrame, conduct: Conduct) -> tuple[pd.DataFrame,
     own = done[(done[["model", "runtime"]] == list(PS)).all(axis=1)]
     caps = sorted(own["cap"].unique())
     if len(caps) < 2:
-        raise style.NothingToShow(
-            "P→S was not played under two caps on tool calls, so there is nothing to set side by side."
-        )
-    sums = conduct.turns.groupby(EPISODE)[["inspect_calls", "new_items", "restart"]].sum(min_count=1)
+        raise style.NothingToShow("P→S was not played under two caps on tool calls, so there is nothing to compare.")
+    sums = conduct.turns.groupby(EPISODE)[WORK].sum(min_count=1)
     own = own.merge(sums.reset_index(), on=EPISODE, how="left")
     own["stopped"] = 100.0 * (own["finish_reason"] != "finish_tool")
     return own, list(own["split"].unique()), [caps[-1], caps[0]]
@@ -113,7 +112,7 @@ def _strip(ax: Axes, strip: pd.DataFrame) -> None:
         side.set_visible(False)
 
 
-def _bars(part, own: pd.DataFrame, splits: list[str], caps: list[int], bootstrap: Bootstrap) -> pd.DataFrame:
+def _bars(part: SubFigure, own: pd.DataFrame, splits: list[str], caps: list[int], bootstrap: Bootstrap) -> pd.DataFrame:
     """Draws the bars; returns a row for each: split, cap, quantity, n, mean and its interval."""
     rows, axes = [], part.subplots(len(splits), len(PANELS), squeeze=False, sharex=True, sharey="col")
     for line, split in zip(axes, splits, strict=True):
@@ -123,11 +122,9 @@ def _bars(part, own: pd.DataFrame, splits: list[str], caps: list[int], bootstrap
                 for name in names:
                     values = group[name].dropna().to_numpy(float) / (1000 if name == "total_tokens" else 1)
                     mean, ends = values.mean() if len(values) else 0.0, mean_interval(values, bootstrap)
-                    wide = 0.7 / len(names)
-                    at = place + (names.index(name) - (len(names) - 1) / 2) * wide
-                    ax.bar(
-                        at, mean, 0.92 * wide, color=ITEMS if name == "new_items" else CALLS, alpha=1 if place else 0.45
-                    )
+                    thick, colour = 0.7 / len(names), ITEMS if name == "new_items" else CALLS
+                    at = place + (names.index(name) - (len(names) - 1) / 2) * thick
+                    ax.bar(at, mean, 0.92 * thick, color=colour, alpha=1 if place else 0.45)
                     ax.plot([at, at], ends, color=style.INK, lw=0.8)
                     row = {"split": split, "cap": cap, "quantity": name, "n": len(values)}
                     rows.append(row | {"mean": mean, "low": ends[0], "high": ends[1]})
@@ -142,9 +139,8 @@ def _bars(part, own: pd.DataFrame, splits: list[str], caps: list[int], bootstrap
 
 
 def throughput(episodes: pd.DataFrame, conduct: Conduct) -> style.Drawing:
-    """P→S's calls of inspect and the items it has seen, cumulated turn by turn, under each cap."""
-    own, splits, caps = _under_caps(episodes, conduct)
-    caps = sorted(own["cap"].unique())
+    """P→S's calls of inspect and the items it has seen, cumulated turn by turn, under its slackest and tightest cap."""
+    _, splits, caps = _under_caps(episodes, conduct)
     turns = conduct.turns[(conduct.turns[["model", "runtime"]] == list(PS)).all(axis=1)]
     rows = []
     for split, cap in product(splits, caps):
@@ -159,7 +155,7 @@ def throughput(episodes: pd.DataFrame, conduct: Conduct) -> style.Drawing:
     data = data[["split", "cap", "episodes", "turn", "running", *WORK[:2]]]
     figure = Figure(figsize=(style.WIDTH, 1.9), layout="constrained")
     axes = figure.subplots(1, len(splits), squeeze=False, sharey=True)[0]
-    styles = dict(zip(caps, ["-", (0, (3, 1.5)), (0, (1, 1.2)), "-."] * len(caps), strict=False))
+    styles = dict(zip(caps, ("-", (0, (3, 1.5))), strict=True))
     for ax, split in zip(axes, splits, strict=True):
         for cap in caps:
             line = data[(data["split"] == split) & (data["cap"] == cap)]
