@@ -30,7 +30,7 @@ NAMES = ("ids", "seen", "unread", "tried", "d", "i", "look", "fill", "start", "o
 ORDERS = ("", "[::-1]", "[::2] + ids[1::2]")  # of the ids, as code
 REPORTS = (("inspected", "to go"), ("read", "open"), ("known", "missing"))  # counts of things read and still to read
 BATCH = "BATCH"  # stands for a number in code
-SMALLER = (12, 6, 3, 1)  # batches after one that the cap cut short
+SMALLER = (20, 12, 6, 3, 1)  # batches after one that the cap cut short
 ALIASES = {"class": "kind"}  # a variable for a field whose name is Python's
 
 OPENING = ("I start with a batch.", "First I read some.", "I list all and read a batch.")
@@ -210,7 +210,8 @@ class Writer:
         if self.style == "persistent":
             code = f"for {i} in {ids}[{n['start']}:{limit}][:{BATCH}]:\n{code}"
             code += f"print('{have}', len({seen}), '{rest}', {limit} - len({seen}))\n"
-            return f"{code}print(f'{n['look']}({{{n['start']}}}); {n['look']}({{len({seen})}})')\n"
+            more = f"f'{n['look']}({{len({seen})}})' if len({seen}) < {limit} else '{n['fill']}(0)'"
+            return f"{code}print(f'{n['look']}({{{n['start']}}});', {more})\n"
         code = f"for {i} in {ids}[len({seen}):][:min({BATCH}, {unread})]:\n{code}    {unread} -= 1\n"
         return f"{code}print('{have}', len({seen}), '{rest}', {unread})\n"
 
