@@ -96,13 +96,15 @@ class Plan:
 
 @dataclass
 class Writer:
-    """Writes the replies of one episode. ``names``: what it calls its variables, by those of NAMES."""
+    """Writes the replies of one episode. ``names``: what it calls its variables, by those of NAMES. With ``imports``
+    every stateless block imports all that any of them needs, so that none depends on what the one before was for."""
 
     world: World
     style: Kind
     plan: Plan
     cap: int = 25
     names: dict[str, str] = field(default_factory=lambda: dict(zip(NAMES, NAMES, strict=True)))
+    imports: bool = False
 
     def __post_init__(self):
         self.phase = "look"  # → "act" → "finish"
@@ -254,7 +256,7 @@ class Writer:
         looking, bound = self.phase == "look", self.carried or self._bound()
         if self.style == "persistent":
             return self._call("look" if looking else "fill") if self.turn else self._helpers()
-        head = f"import json\n{bound}{self._listing()}" if looking else bound
+        head = "import json\n" * (looking or self.imports) + bound + self._listing() * looking
         code, printed = self._reading() if looking else self._acting(), self._printed()
         return lambda count: head + code.replace(BATCH, str(count)) + printed
 
@@ -296,7 +298,7 @@ class RuleTeacher:
             refuses=True,
         )
         plan = Plan.draw(stream(seed, "teacher", task.seed), max_tool_calls)
-        self.writer = Writer(world, kind, plan, max_tool_calls)
+        self.writer = Writer(world, kind, plan, max_tool_calls, imports=True)
         self.tokenizer = tokenizer
 
     def __call__(self, messages: list[Message]) -> Reply:
