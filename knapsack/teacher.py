@@ -96,15 +96,15 @@ class Plan:
 
 @dataclass
 class Writer:
-    """Writes the replies of one episode. ``names``: what it calls its variables, by those of NAMES. With ``imports``
-    every stateless block imports all that any of them needs, so that none depends on what the one before was for."""
+    """Writes the replies of one episode. ``names``: what it calls its variables, by those of NAMES. With ``alike``
+    stateless replies begin alike whatever they are for, so that a model's slip there does not lead its code astray."""
 
     world: World
     style: Kind
     plan: Plan
     cap: int = 25
     names: dict[str, str] = field(default_factory=lambda: dict(zip(NAMES, NAMES, strict=True)))
-    imports: bool = False
+    alike: bool = False
 
     def __post_init__(self):
         self.phase = "look"  # → "act" → "finish"
@@ -164,7 +164,8 @@ class Writer:
             found = re.findall(rf"^({have} (\d+) {rest} (\d+))$", output, re.MULTILINE)
             said, self.known, left = found[-1][0], int(found[-1][1]), int(found[-1][2])
             self.phase = "look" if left else "act"
-            return f"Result: {said}. " + restoring + self._say(MORE if left else ACT)
+            purpose = self._say(MORE if left else ACT)
+            return f"Result: {said}. {restoring.rstrip() if self.alike and restoring else restoring + purpose}"
         untried = int(re.findall(r"^untried (\d+)$", output, re.MULTILINE)[-1])
         self.tried += self.counts["act"]
         if not untried:
@@ -256,7 +257,7 @@ class Writer:
         looking, bound = self.phase == "look", self.carried or self._bound()
         if self.style == "persistent":
             return self._call("look" if looking else "fill") if self.turn else self._helpers()
-        head = "import json\n" * (looking or self.imports) + bound + self._listing() * looking
+        head = "import json\n" * (looking or self.alike) + bound + self._listing() * looking
         code, printed = self._reading() if looking else self._acting(), self._printed()
         return lambda count: head + code.replace(BATCH, str(count)) + printed
 
@@ -298,7 +299,7 @@ class RuleTeacher:
             refuses=True,
         )
         plan = Plan.draw(stream(seed, "teacher", task.seed), max_tool_calls)
-        self.writer = Writer(world, kind, plan, max_tool_calls, imports=True)
+        self.writer = Writer(world, kind, plan, max_tool_calls, alike=True)
         self.tokenizer = tokenizer
 
     def __call__(self, messages: list[Message]) -> Reply:
