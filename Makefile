@@ -12,7 +12,7 @@ UNSLOTH := unsloth==2026.10.9 unsloth_zoo==2026.10.9 bitsandbytes==0.50.2
 UNSLOTH_READY := .venv-unsloth/.ready
 # The analysis of the default run, beside all that was made of it.
 FOLDERS = $$(find runs -maxdepth 1 -name '$(1)*' | sort | paste -sd, -)
-BESIDE = $(BIN)/python run_notebooks.py --only 5 -p more_runs=$(call FOLDERS,seed) -p beyond=$(call FOLDERS,beyond-)
+BESIDE = $(BIN)/python run_notebooks.py --only 5 -p more_runs=$(call FOLDERS,seed) -p beyond_runs=$(call FOLDERS,beyond-)
 FURTHER := $(BIN)/python run_notebooks.py --reuse runs/nano --out runs/beyond
 ADAPTERS := {"persistent": {}, "stateless": {}, "mixed": {"traces": ["persistent", "stateless"]}, \
   "stateless-matched": {"traces": ["stateless"], "match": "persistent"}, \

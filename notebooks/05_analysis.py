@@ -32,16 +32,16 @@ margin: float = 0.05  # scores that differ by less, of 1, count as the same
 source: str = "run"  # "run", or "published": traces in the layout of the paper's data set
 published_folder: str = ""  # that folder, with source "published"
 more_runs: list[str] = []  # folders of further runs to put beside this one
-beyond: list[str] = []  # folders of runs that ask more than this one, as `make beyond` makes them
+beyond_runs: list[str] = []  # folders of runs that ask more than this one, as `make beyond` makes them
 
 # %%
 import time
-from pathlib import Path
 
 import pandas as pd
 from IPython.display import Markdown, display
 
 from knapsack.analysis import (
+    beyond,
     claims,
     comparisons,
     conduct,
@@ -56,7 +56,6 @@ from knapsack.analysis import (
     statistics,
     tables,
 )
-from knapsack.analysis.beyond import read_claims_of
 from knapsack.runs import open_run
 
 started = time.perf_counter()
@@ -106,7 +105,7 @@ conduct.write_conduct(run, seen)
 
 # %%
 beside = several_runs.side_by_side([run_folder, *more_runs], bootstrap)
-drawn = figures.draw_all(run, folder, episodes, turns, seen, found, beside, margin, bootstrap, beyond)
+drawn = figures.draw_all(run, folder, episodes, turns, seen, found, beside, margin, bootstrap, beyond_runs)
 display(*drawn["the_idea"])
 
 # %% [markdown]
@@ -330,10 +329,8 @@ display(Markdown(reasons.explained(table, episodes, equal, causes)))
 # same tasks; each run has its own analysis, of which the claims and one figure stand here.
 
 # %%
-for name in [name for name in drawn if name.startswith(tuple(f"{Path(one).name}_" for one in beyond))]:
-    display(*drawn[name])
-nothing = "Nothing of this was asked here: `make beyond` does it after `make report`."
-show("beyond", claims.claims_shown(read_claims_of(beyond)), otherwise=nothing)
+display(*drawn["beyond"])
+show("beyond", claims.claims_shown(beyond.read_claims_of(beyond_runs)))
 
 # %% [markdown]
 # What no number above can say:

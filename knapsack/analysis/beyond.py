@@ -12,6 +12,7 @@ from knapsack.runs import Run, open_run, parsing, read_json
 
 REMEDY = "run notebook 05 on this run again (run_notebooks.py --only 5 --out <its folder>)"
 ENDS = ("png", "svg", "csv")
+NOTHING = "Nothing of this was asked here: `make beyond` does it after `make report`."
 
 
 def read_claims_of(folders: Sequence[str | Path]) -> pd.DataFrame:

@@ -123,7 +123,9 @@ def check_installed(wanted: Wanted) -> Iterator[str]:
 def check_folders(wanted: Wanted) -> list[str]:
     """Folders that notebook 05 reads beside the run's own."""
     analysis = wanted.analysis
-    named = [analysis.published_folder, *analysis.more_runs, *analysis.beyond] if "05_analysis" in wanted.steps else []
+    named = (
+        [analysis.published_folder, *analysis.more_runs, *analysis.beyond_runs] if "05_analysis" in wanted.steps else []
+    )
     lost = [name for name in named if name and not (project_folder() / Path(name).expanduser()).is_dir()]
     return [f"the folder {name}: name one that is there (a relative one lies below the checkout)" for name in lost]
 

@@ -52,7 +52,7 @@ BOUNDS = {  # of parameters that belong to no class
     "server": Annotated[str, Field(pattern="^(https?://.+)?$")],
     "margin": Annotated[float, Field(gt=0, lt=1)],
     "source": Literal["run", "published"],
-    **dict.fromkeys(("more_runs", "beyond"), list[Named]),
+    **dict.fromkeys(("more_runs", "beyond_runs"), list[Named]),
 }
 TOGETHER = [  # what else a parameter has to be: beside one of its own notebook, or of one before it
     ("02_traces", "n_pairs", "at most", "02_traces", "n_train"),

@@ -52,5 +52,5 @@ def test_a_run_that_was_not_analysed_or_is_damaged_is_named(other, tmp_path):
             call([tmp_path / "none"])
     run = other("a", [25])
     (run.results / "claims.csv").write_text("claim\nchanged\n")
-    with pytest.raises(CorruptFileError, match="a table of claims"):
+    with pytest.raises(CorruptFileError, match=r"claims\.csv lacks"):
         beyond.read_claims_of([run.folder])

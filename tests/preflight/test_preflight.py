@@ -109,16 +109,16 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing_and_loads_no_torch(tmp_pat
     command = [sys.executable, "-c", program, "--dry-run", "--out", tmp_path / "run", *assignments({"n_easy": 1})]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "False\n") and list(tmp_path.iterdir()) == []
-    assert "24 cells of the models, 312 episodes" in done.stdout and "measured in the committed" in done.stdout
+    assert "20 cells of the models, 260 episodes" in done.stdout and "measured in the committed" in done.stdout
     assert done.stdout.endswith("Missing on this machine:\n  nothing\n")
 
 
-@pytest.mark.parametrize(("profile", "episodes", "filled"), [("small", "900", 17), ("paper", "2,400", 53)])
+@pytest.mark.parametrize(("profile", "episodes", "filled"), [("small", "750", 17), ("paper", "2,000", 53)])
 def test_a_plan_says_what_each_notebook_will_do_and_need(profile, episodes, filled, monkeypatch):
     monkeypatch.setattr("knapsack.preflight.dry_run.SAMPLED", 2)
     shown = describe(wanted(profile), [], ["perhaps"])
     assert all(f"\n{step.name} " in shown for step in STEPS)
-    assert f"24 cells of the models, {episodes} episodes" in shown and shown.endswith("Doubtful:\n  - perhaps")
+    assert f"20 cells of the models, {episodes} episodes" in shown and shown.endswith("Doubtful:\n  - perhaps")
     assert f"the evaluation fills {filled} GB" in shown and "calculated, not measured" in shown
 
 

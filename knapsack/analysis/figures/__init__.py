@@ -16,7 +16,7 @@ import pandas as pd
 from IPython.display import Image, Markdown
 from matplotlib import rc_context
 
-from knapsack.analysis.beyond import ENDS, take_figures
+from knapsack.analysis.beyond import ENDS, NOTHING, take_figures
 from knapsack.analysis.conduct import Conduct
 from knapsack.analysis.figures import style
 from knapsack.analysis.figures.caps import score_by_cap, the_cap, throughput
@@ -88,7 +88,7 @@ def draw_all(
     beyond: Sequence[str | Path] = (),
 ) -> dict[str, list[Image | Markdown]]:
     """Draw every figure into the run's folder and write the manifest; returns what a notebook shows of each, by name:
-    the picture and its caption, or the sentence that says why there is none.
+    the picture and its caption, or the sentence that says why there is none. Those of other runs are "beyond".
 
     ``folder`` is that of the cells; ``beyond`` are folders of runs of which ``take_figures`` takes one each. A row of
     the manifest says which notebook and commit made the figure, with which bootstrap and margin, and holds its caption.
@@ -116,10 +116,12 @@ def draw_all(
             drawn[name] = [Markdown(str(nothing))]
         else:
             manifest[name] = made | {"files": [f"{name}.{kind}" for kind in ENDS], "caption": caption}
-    manifest |= take_figures(run, beyond)
+    further = take_figures(run, beyond)
+    manifest |= further
     for name, row in manifest.items():
         picture = Image(run.figures / row["files"][0], width=SHOWN_WIDTH, alt=row["caption"])
         drawn[name] = [picture, Markdown(row["caption"])]
+    drawn["beyond"] = [shown for name in further for shown in drawn.pop(name)] or [Markdown(NOTHING)]
     write_text(run.figures / "manifest.json", as_json(manifest))
     for old in orphans(run.figures):  # of a figure that is not drawn any more
         (run.figures / old).unlink()

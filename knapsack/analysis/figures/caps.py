@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from knapsack.analysis.conduct import WORK, Conduct
-from knapsack.analysis.estimates import PP, PS, SLOPE, SP, SS, look_up, wide
+from knapsack.analysis.estimates import PS, SLOPE, look_up, wide
 from knapsack.analysis.figures import style
 from knapsack.analysis.figures.conduct import KINDS_OF_ERROR
 from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap, mean_interval
@@ -24,7 +24,6 @@ EPISODE = [*CELL, "task_id"]
 LOOKS = {"none": ("no error", "#EAF1F7", ""), **KINDS_OF_ERROR}
 ENDS = {"finish_tool": "finished", "max_turns": "turn limit", "error": "broken off"}
 CALLS, ITEMS = "#D55E00", "#0072B2"
-TRAINED = (PP, PS, SP, SS)
 PANELS = {  # of bars: title, and what of an episode they show
     "score": ("normalized\noptimality", ["score"]),
     "total_tokens": ("total tokens\n(thousands)", ["total_tokens"]),
@@ -179,7 +178,7 @@ def throughput(episodes: pd.DataFrame, conduct: Conduct) -> style.Drawing:
 def score_by_cap(episodes: pd.DataFrame, estimates: pd.DataFrame, bootstrap: Bootstrap = BOOTSTRAP) -> style.Drawing:
     """Mean normalized optimality of each trained cell by the cap on tool calls, with its slope."""
     data = wide(estimates, ("score",))
-    data = data[[cell in TRAINED for cell in zip(data["model"], data["runtime"], strict=True)]].reset_index(drop=True)
+    data = data[data["model"].isin(KINDS) & data["runtime"].isin(KINDS)].reset_index(drop=True)
     splits, caps = list(data["split"].unique()), sorted(data["cap"].unique())
     if len(caps) < 2:
         raise style.NothingToShow("One cap on tool calls was played, so there is no effect of it to show.")
