@@ -23,6 +23,8 @@ def publish(run: Run, checkout: Path) -> None:
     """All of it, into the ``checkout``; notebooks/05_analysis.ipynb has to hold the run's outputs already."""
     figures.publish(run, checkout / "figures")
     publish_claims(run, checkout / "figures" / "tables", checkout / "README.md")
+    for notebook in sorted((checkout / "notebooks").glob("*.ipynb")):
+        rewrite(notebook)
     publish_examples(run, checkout / "figures", checkout / "notebooks" / "05_analysis.ipynb")
 
 
@@ -54,20 +56,24 @@ def publish_claims(run: Run, folder: str | Path, readme: str | Path) -> None:
 def publish_examples(run: Run, folder: str | Path, notebook: str | Path) -> None:
     """Make ``folder``/examples hold the run's pages, and the links of the executed ``notebook`` lead there.
 
-    ``folder`` and that of the notebook lie side by side, as figures/ and notebooks/ do. The code cells are numbered
-    anew: the cell in which papermill gave the parameters of the run is not in the published notebook.
-    """
+    ``folder`` and that of the notebook lie side by side, as figures/ and notebooks/ do."""
     source = run.results / excerpts.FOLDER
     pages = {path.name: path.read_text(encoding="utf-8") for path in sorted(source.glob("*.md"))}
     excerpts.write_folder(Path(folder) / excerpts.FOLDER, pages)
     before, after = (f"](../{parent}/{excerpts.FOLDER}/" for parent in (run.results.name, Path(folder).name))
+    rewrite(notebook, before, after)
+
+
+def rewrite(notebook: str | Path, before: str = "", after: str = "") -> None:
+    """Replace ``before`` in what an executed ``notebook`` says, and number its code cells anew: the one in which
+    papermill gave the parameters of the run is not in the published notebook."""
     book = nbformat.read(notebook, 4)
     for number, cell in enumerate((cell for cell in book.cells if cell.cell_type == "code"), start=1):
         cell.execution_count = number
         for output in cell.outputs:
             if "execution_count" in output:
                 output["execution_count"] = number
-            if text := output.get("data", {}).get("text/markdown"):
+            if before and (text := output.get("data", {}).get("text/markdown")):
                 output["data"]["text/markdown"] = text.replace(before, after)
     write_text(notebook, f"{nbformat.writes(book)}\n")
 

@@ -1,1 +1,1 @@
-"""A run as one page that people send around."""
+"""For whoever sends a run around: ``page`` makes one page of its notebooks."""
