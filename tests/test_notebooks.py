@@ -84,6 +84,7 @@ def test_the_report_holds_every_cell_of_the_design_two_adapters_figures_and_tabl
 def test_the_report_is_one_page_that_needs_nothing_else(smallest_report):
     folder, finished = smallest_report
     page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\"" in page  # models wrote in it
     assert f"report.html    {folder / 'report.html'}" in finished.stdout and len(page) < 5_000_000
     assert (
         re.findall(r'(?:src|href)="(?!#|data:|results/examples/|https://arxiv.org/)[^"]*"|@import|<script', page) == []

@@ -4,7 +4,8 @@
 
 The notebooks are converted by nbconvert with the template in ``chapter/``; what stands before and after them is
 computed from the run's tables and manifest. Pictures are the SVGs of the run's figures, each with its caption as
-alternative text; progress bars are left out.
+alternative text; progress bars are left out. What a model wrote stands in it too, so the page forbids all scripts and
+whatever lies elsewhere.
 """
 
 import base64

@@ -14,6 +14,7 @@ from knapsack.analysis.conduct import WORK, Conduct
 from knapsack.analysis.estimates import PS, SLOPE, look_up, wide
 from knapsack.analysis.figures import style
 from knapsack.analysis.figures.conduct import KINDS_OF_ERROR
+from knapsack.analysis.figures.idea import ENDS
 from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap, mean_interval
 from knapsack.analysis.metrics import CELL, cell_name, cell_rows
 from knapsack.analysis.tables import between
@@ -22,7 +23,6 @@ from knapsack.training_data import MIN_SCORE
 
 EPISODE = [*CELL, "task_id"]
 LOOKS = {"none": ("no error", "#EAF1F7", ""), **KINDS_OF_ERROR}
-ENDS = {"finish_tool": "finished", "max_turns": "turn limit", "error": "broken off"}
 CALLS, ITEMS = "#D55E00", "#0072B2"
 PANELS = {  # of bars: title, and what of an episode they show
     "score": ("normalized\noptimality", ["score"]),
