@@ -57,6 +57,7 @@ class Run:
 
     evaluations = property(lambda self: self.folder / "evaluations")
     page = property(lambda self: self.folder / "report.html")
+    episodes = property(lambda self: self.folder / "episodes.html")
     results = property(lambda self: self.folder / "results")
     figures = property(lambda self: self.results / "figures")
     tables = property(lambda self: self.results / "tables")
@@ -93,6 +94,8 @@ class Run:
                 for path in sorted(self.other.folder.glob(pattern)):
                     copy(path, self.folder / path.relative_to(self.other.folder))
             keep(self.manifest, as_json(own := own | {earlier: theirs[earlier]}))
+            if (commit := theirs[earlier].get("commit")) != provenance()["commit"]:  # other code, perhaps other results
+                print(f"{earlier} is taken over from {self.other.folder}, made by commit {commit}", file=sys.stderr)
 
     def record(self, step: str, parameters: dict, seconds: float | None = None) -> None:
         """Note in the manifest how ``step`` (a notebook's name) was run: parameters, versions, commit, machine."""

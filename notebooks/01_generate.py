@@ -34,6 +34,10 @@ easy_config: str = "nano_easy"  # what Easy tasks look like: easy, hard, nano_ea
 hard_config: str = "nano_hard"  # what Hard tasks look like
 train_config: str = "nano_easy"  # what training tasks look like
 
+# %% [markdown]
+# What to try first: `easy_config = "easy"`, the paper's own Easy tasks, and see how much longer than a turn
+# they are. Give it a run folder of its own (`run_folder = "runs/easy"`).
+
 # %%
 import time
 
@@ -41,8 +45,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.display import display
 
 from knapsack.agent import EpisodeSettings, Reply, episode, run_alone
+from knapsack.analysis.figures import picture
 from knapsack.environment import KnapsackEnvironment
 from knapsack.prompts import opening
 from knapsack.runs import open_run
@@ -123,7 +129,8 @@ axes.set(
     title=f"capacity {example.capacity}, {len(example.items)} items, {example.inspect_budget} may be inspected",
 )
 axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
-plt.show()
+counts = f"{len(items)} items, {items.allowed.sum()} of an allowed class, {items.optimal.sum()} in the optimum"
+display(*picture(figure, f"Value against weight of every item of task {example.task_id}: {counts}."))
 
 # %% [markdown]
 # ## The splits against the published ones
@@ -162,7 +169,11 @@ for axes, key in zip(panels, ("items", "budget ÷ items", "items in the optimum"
         row = names.index(f"the paper's rules: {name}")
         axes.plot(value, row, "D", color="black", markersize=6, label="published mean" if name == "easy" else None)
 panels[0].legend(loc="upper right", fontsize="small")
-plt.show()
+caption = (
+    f"How hard the tasks of {len(names)} sets are, n as in the table. Boxes: quartiles and median; whiskers: the last "
+    "task within 1.5 times the box; dots: tasks beyond. Diamonds: the means that the paper publishes."
+)
+display(*picture(figure, caption))
 
 # %%
 count = difficulty.groupby("tasks").n_items.mean()
@@ -269,7 +280,8 @@ diamonds = {"color": "black", "linestyle": "none", "marker": "D", "markersize": 
 sns.pointplot(scores, **shown, **diamonds, seed=seed, label="mean with 95 % bootstrap interval")
 axes.set(ylabel="", xlim=(-0.03, 1.03))
 axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), frameon=False)
-plt.show()
+caption = f"Normalized optimality of three ways to spend an episode: a dot is a task, n = {len(tasks['easy'])} each."
+display(*picture(figure, caption))
 
 # %%
 grouped = scores.groupby("way", sort=False)["normalized optimality"]

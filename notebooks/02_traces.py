@@ -43,6 +43,10 @@ max_total_tokens: int = 0  # spending on a chat model after which the run stops;
 engine: str = "monty"  # who runs the code: "monty", or "cpython" in a container
 processes: int = 2  # worker processes
 
+# %% [markdown]
+# What to try first: `max_tool_calls = 80`, under which the teacher writes for a slack cap. Give it a run folder of its
+# own (`run_folder = "runs/slack"`, `reuse = "runs/nano"`).
+
 # %%
 import time
 
@@ -53,6 +57,7 @@ from IPython.display import Markdown, display
 
 from knapsack import models, traces
 from knapsack.analysis import comparisons, excerpts, metrics, tables
+from knapsack.analysis.figures import picture
 from knapsack.endpoints.endpoint import read_endpoint
 from knapsack.evaluate import Settings, evaluate
 from knapsack.preflight.tokens import estimate_requests, spending_sentence
@@ -147,7 +152,9 @@ figure, axis = plt.subplots(figsize=(7, 2.6))
 sns.histplot(facts, x="trace_tokens", hue="runtime", bins=40, element="step", ax=axis)
 axis.set(xlabel="trace length (tokens)", ylabel=f"traces (n = {n_pairs} per runtime)")
 sns.despine()
-plt.show()
+lengths = facts.groupby("runtime", sort=False)["trace_tokens"].mean()
+told = ", ".join(f"{mean:,.0f} {kind}" for kind, mean in lengths.items())
+display(*picture(figure, f"Length of the training traces, n = {n_pairs} per runtime; on average {told}."))
 
 # %%
 run.record("02_traces", parameters, time.monotonic() - started)

@@ -46,6 +46,10 @@ gradient_checkpointing: bool = False  # less memory for more time
 validation_share: float = 0.05  # share of the rows held out for the validation loss
 evaluations: int = 5  # validations, spread over the training
 
+# %% [markdown]
+# What to try first: `seed = 1`, another training from the same traces. Give it a run folder of its own
+# (`run_folder = "runs/seed1"`, `reuse = "runs/nano"`), then let notebook 04 play it there.
+
 # %%
 import time
 
@@ -54,6 +58,7 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import Markdown, display
 
+from knapsack.analysis.figures import picture
 from knapsack.analysis.trainings import marked, summary
 from knapsack.finetune import Recipe, amount, finetune, matched, tokenize_rows
 from knapsack.gpu.backends import prepare
@@ -143,7 +148,9 @@ for axis, (quantity, label) in zip(axes, labels.items(), strict=True):
     axis.set(xlabel="optimizer step", ylabel=label, title=f"{quantity.capitalize()} on assistant tokens")
     axis.set_ylim(bottom=0)
 axes[0].legend(fontsize="small")
-plt.show()
+told = ", ".join(f"{name} {int(report.validation[-1]['step'])}" for name, report in reports.items())
+caption = f"Loss and accuracy on what the assistant wrote, in training and on held-out rows; optimizer steps: {told}."
+display(*picture(figure, caption))
 
 # %%
 pd.DataFrame({name: summary(report) for name, report in reports.items()})

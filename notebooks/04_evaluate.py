@@ -54,6 +54,10 @@ engine: str = "monty"  # who runs the code: "monty", or "cpython" in a container
 slots: int = 8  # conversations answered at once by one process
 processes: int = 2  # processes that each play one cell
 
+# %% [markdown]
+# What to try first: `temperature = 0.0` or `caps = [40]`. Give it a run folder of its own (`run_folder = "runs/warm"`,
+# `reuse = "runs/nano"`): only the cells that differ are played.
+
 # %%
 import time
 
@@ -62,6 +66,7 @@ from IPython.display import Markdown, display
 
 from knapsack.analysis import estimates, excerpts, metrics
 from knapsack.analysis.card import model_card
+from knapsack.analysis.tables import between, number
 from knapsack.endpoints.endpoint import read_served
 from knapsack.evaluate import Settings, evaluate
 from knapsack.preflight.tokens import estimate_requests, spending_sentence
@@ -113,21 +118,23 @@ evaluate(
 # %% [markdown]
 # ## What came out
 #
-# `score_mean` is normalized optimality: the value taken divided by the optimal value. The interval is a 95 % bootstrap
-# interval over tasks. `missing_binding_rate` is the share of episodes in which the model used at least once a name
-# that it had bound in an earlier turn and that was gone. `unscored` tasks have no finished episode and are in no mean.
-# A row an episode goes to `results/episodes.csv`, a row a turn to `turns.csv`; what they tell is for notebook 5.
+# *Score* is normalized optimality: the value taken divided by the optimal value, with a 95 % bootstrap interval over
+# tasks. *Missing a name* is the share of episodes in which the model used at least once a name that it had bound in an
+# earlier turn and that was gone; *at the cap* the share in which a turn reached the cap. *Unscored* tasks have no
+# finished episode and are in no mean. A row an episode goes to `results/episodes.csv`, a row a turn to `turns.csv`;
+# what they tell is for notebook 5.
 
 # %%
 episodes, turns = metrics.write_results(run)
 found = estimates.estimates_table(episodes)
 table = estimates.cells_table(episodes, found)
 table = table[[Cell(*key) in cells for key in table[metrics.CELL].itertuples(index=False)]]
-shown = ["n", "unscored", "score_mean", "score_low", "score_high", "solved", "turns"]
-shown += ["total_tokens", "score_per_1k_tokens", "missing_binding_rate", "cap_hit_rate"]
-by_cell = table.set_index([*metrics.setting_columns(table), "model", "runtime"])
-styled = by_cell[shown].style.set_uuid("cells").format(precision=2)
-styled.format(precision=0, subset=["n", "unscored", "total_tokens"], thousands=",")
+ends = table[["score_mean", "score_low", "score_high"]].itertuples(index=False)
+by_cell = table.assign(score=[between(*row, 2) for row in ends]).round(2)
+by_cell["total_tokens"] = by_cell["total_tokens"].map(number)
+names = {"total_tokens": "tokens", "missing_binding_rate": "missing a name", "cap_hit_rate": "at the cap"}
+shown = ["n", "unscored", "score", "solved", "turns", *names]
+by_cell.set_index([*metrics.setting_columns(table), "model", "runtime"])[shown].rename(columns=names)
 
 # %% [markdown]
 # ## The card of a model

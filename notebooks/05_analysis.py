@@ -34,6 +34,10 @@ published_folder: str = ""  # that folder, with source "published"
 more_runs: list[str] = []  # folders of further runs to put beside this one
 beyond_runs: list[str] = []  # folders of runs that ask more than this one, as `make beyond` makes them
 
+# %% [markdown]
+# What to try first: another `margin`, within which two scores count as the same. This notebook keeps nothing from
+# earlier, so any parameter may change in place.
+
 # %%
 import time
 

@@ -55,6 +55,23 @@ def test_committed_outputs_are_of_a_whole_run_and_name_no_machine(checkout, step
     assert [text for text in texts if str(checkout) in text or "Traceback" in text or "Warning" in text] == []
 
 
+@pytest.mark.parametrize("step", STEPS)
+def test_committed_bars_are_of_one_run_that_was_not_resumed(checkout, step):
+    """A bar that began in the middle ends at a count that its time and rate do not give."""
+    text = (checkout / "notebooks" / f"{step}.ipynb").read_text(encoding="utf-8")
+    for count, minutes, seconds, rate, unit in re.findall(r"(\d+)/\1 \[(\d+):(\d+)<00:00, +([\d.?]+)([a-z/]+)\]", text):
+        spent, each = 60 * int(minutes) + int(seconds), float(rate)  # of "?" nothing was made
+        done = spent / each if unit.startswith("s/") else spent * each
+        assert done == pytest.approx(int(count), rel=0.03, abs=1.5 * max(each, 1 / each))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_committed_pictures_say_what_they_show(checkout, step):
+    cells = nbformat.read(checkout / "notebooks" / f"{step}.ipynb", 4).cells
+    pictures = [out for cell in cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+    assert [out for out in pictures if len(out.metadata.get("image/png", {}).get("alt", "")) < 40] == []
+
+
 def test_the_whole_report_runs(smallest_report):
     folder, finished = smallest_report
     assert finished.returncode == 0, finished.stderr
@@ -86,9 +103,8 @@ def test_the_report_is_one_page_that_needs_nothing_else(smallest_report):
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\"" in page  # models wrote in it
     assert f"report.html    {folder / 'report.html'}" in finished.stdout and len(page) < 5_000_000
-    assert (
-        re.findall(r'(?:src|href)="(?!#|data:|results/examples/|https://arxiv.org/)[^"]*"|@import|<script', page) == []
-    )
+    known = r"#|data:|results/examples/|episodes[.]html|https://arxiv.org/"
+    assert re.findall(rf'(?:src|href)="(?!{known})[^"]*"|@import|<script', page) == []
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert {html.unescape(a) for a in re.findall(r'href="#([^"]+)"', page)} <= {html.unescape(one) for one in ids}
     assert len(set(ids)) == len(ids) and page.count("<h1") >= 6

@@ -121,6 +121,14 @@ def test_what_was_made_from_other_parameters_is_not_taken_over(played, tmp_path)
         run.take_over("04_evaluate")
 
 
+def test_what_another_commit_made_is_named(played, tmp_path, capsys):
+    first = tmp_path / "first"
+    shutil.copytree(played[0].folder, first)
+    runs.keep(open_run(first).manifest, runs.as_json({"01_generate": {"parameters": {}, "commit": "cafe"}}))
+    open_run(tmp_path / "second", first).take_over("04_evaluate")
+    assert f"01_generate is taken over from {first}, made by commit cafe" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_other_run_is_refused(played, tmp_path):
     for reuse in (tmp_path, played[0].folder):
         with pytest.raises(ValueError, match="needs the folder of another run"):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 import pandas as pd
 
@@ -14,6 +15,13 @@ from knapsack.runtime import KINDS
 from knapsack.traces import Cell, Trace, read_trace, trace_path
 
 FOLDER = "examples"  # below the results of a run, and below the published figures
+
+
+def address(cell: str = "", task_id: str = "", **more: object) -> str:
+    """Where the page of all episodes (``report.episodes``) shows one of a cell (the name of its folder). ``turn`` goes
+    to a turn (from 1), ``beside`` is the cell beside it, ``cause`` keeps the tasks on which the cell failed like this.
+    """
+    return f"episodes.html#{quote(cell)}/{quote(task_id)}{'?' * bool(more)}{urlencode(more)}"
 
 
 def excerpt(trace: Trace, turns: Iterable[int], reply_most: int = 1500, seen_most: int = 600) -> str:
@@ -61,7 +69,10 @@ def write_examples(run: Run, failures: pd.DataFrame, cells: str | Path) -> str:
             )
             name = f"{cause.replace(' ', '-')}.md"
             pages[name] = page(trace, f"{cause.capitalize()}: {where}", head, row["turn"])
-            lines.append(f"* **{cause}**: [{where}](../{run.results.name}/{FOLDER}/{name}), turn {row['turn'] + 1}\n")
+            link = f"[{where}](../{run.results.name}/{FOLDER}/{name}), turn {row['turn'] + 1}"
+            beside = address(path.parent.parent.name, row["task_id"], turn=row["turn"] + 1)
+            more = f"[beside another cell](../{beside}); [all {len(own)}](../{address(cause=cause)})"
+            lines.append(f"* **{cause}**: {link}; {more}\n")
     write_folder(run.results / FOLDER, pages)
     return "".join(lines)
 

@@ -18,7 +18,7 @@ are NaN for a turn without code that parses.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,18 +200,26 @@ def episode_row(trace: Trace) -> dict:
 
 def turn_rows(trace: Trace) -> list[dict]:
     """The quantities of each turn of an episode: TURN_COLUMNS from ``turn`` on; what is NaN is left out."""
-    rows, earlier, settled = [], frozenset(), frozenset()  # settled: by blocks that ended without an error
-    for index, turn in enumerate(trace.turns):
+    rows = []
+    for index, (turn, (earlier, names)) in enumerate(zip(trace.turns, turn_names(trace), strict=True)):
         row = {"turn": index, "prompt_tokens": turn.prompt_tokens, "completion_tokens": turn.completion_tokens}
-        row["names_bound"] = len(earlier)
-        names = None if turn.code is None else block_names(turn.code)
-        if names is not None:
-            row["names_needed"] = len(names.free & earlier)
-            row["names_bound_again"] = len((names.bound & settled) - names.free)
-            earlier |= names.bound
-            settled |= names.bound if turn.observation and turn.observation.error is None else frozenset()
+        row |= {"names_bound": len(earlier)} | {f"names_{use}": len(found) for use, found in names.items()}
         rows.append(row)
     return rows
+
+
+def turn_names(trace: Trace) -> Iterator[tuple[frozenset[str], dict[str, frozenset[str]]]]:
+    """For each turn the names that earlier turns bound, and those it "needed" and "bound_again" (see above); {} for a
+    turn without code that parses."""
+    earlier, settled = frozenset(), frozenset()  # settled: by blocks that ended without an error
+    for turn in trace.turns:
+        names = None if turn.code is None else block_names(turn.code)
+        if names is None:
+            yield earlier, {}
+            continue
+        yield earlier, {"needed": names.free & earlier, "bound_again": (names.bound & settled) - names.free}
+        earlier |= names.bound
+        settled |= names.bound if turn.observation and turn.observation.error is None else frozenset()
 
 
 def cell_name(model: str, runtime: str) -> str:

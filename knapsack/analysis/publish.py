@@ -1,4 +1,4 @@
-"""What the repository shows of a run: its figures, tables, example pages, the claims in README, notebook 05's links.
+"""What the repository shows of a run: figures, tables, pages, examples, the claims in README, notebook 05's links.
 
     python -m knapsack.analysis.publish runs/nano
 
@@ -22,6 +22,7 @@ START, END = "<!-- claims: computed by knapsack.analysis.publish -->", "<!-- end
 def publish(run: Run, checkout: Path) -> None:
     """All of it, into the ``checkout``; notebooks/05_analysis.ipynb has to hold the run's outputs already."""
     figures.publish(run, checkout / "figures")
+    publish_pages(run, checkout / "figures")
     publish_claims(run, checkout / "figures" / "tables", checkout / "README.md")
     for notebook in sorted((checkout / "notebooks").glob("*.ipynb")):
         rewrite(notebook)
@@ -53,6 +54,15 @@ def publish_claims(run: Run, folder: str | Path, readme: str | Path) -> None:
     write_text(readme, f"{before}{readme_block(read_claims(source))}{after}")
 
 
+def publish_pages(run: Run, folder: Path) -> None:
+    """Put the run's two pages into ``folder``, where the example pages lie beside them."""
+    for path in (run.page, run.episodes):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: make it with python -m knapsack.report.page {run.folder}")
+        page = path.read_text(encoding="utf-8")
+        write_text(folder / path.name, page.replace(f'href="{run.results.name}/', 'href="'))
+
+
 def publish_examples(run: Run, folder: str | Path, notebook: str | Path) -> None:
     """Make ``folder``/examples hold the run's pages, and the links of the executed ``notebook`` lead there.
 
@@ -60,8 +70,9 @@ def publish_examples(run: Run, folder: str | Path, notebook: str | Path) -> None
     source = run.results / excerpts.FOLDER
     pages = {path.name: path.read_text(encoding="utf-8") for path in sorted(source.glob("*.md"))}
     excerpts.write_folder(Path(folder) / excerpts.FOLDER, pages)
-    before, after = (f"](../{parent}/{excerpts.FOLDER}/" for parent in (run.results.name, Path(folder).name))
-    rewrite(notebook, before, after)
+    place = f"](../{Path(folder).name}"
+    rewrite(notebook, f"](../{run.results.name}/{excerpts.FOLDER}/", f"{place}/{excerpts.FOLDER}/")
+    rewrite(notebook, f"](../{run.episodes.name}", f"{place}/{run.episodes.name}")
 
 
 def rewrite(notebook: str | Path, before: str = "", after: str = "") -> None:

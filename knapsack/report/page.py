@@ -1,4 +1,5 @@
-"""A run as one page: ``report.html``, from its executed notebooks, that opens anywhere without a network.
+"""A run as one page: ``report.html``, from its executed notebooks, that opens anywhere without a network; beside it
+stands ``episodes.html``, which it leads to.
 
     python -m knapsack.report.page runs/nano
 
@@ -23,6 +24,7 @@ from knapsack.analysis.claims import read_claims, summary
 from knapsack.analysis.estimates import PP, PS, SP, look_up
 from knapsack.analysis.metrics import cell_name
 from knapsack.analysis.tables import number
+from knapsack.report.episodes import write_episodes
 from knapsack.runs import Run, open_run, read_json, write_text
 
 HERE = Path(__file__).resolve().parent
@@ -33,9 +35,10 @@ HEADING = re.compile(r'<h([1-3]) id="([^"]+)">(.*?)</h\1>', re.DOTALL)
 
 
 def write_page(run: Run) -> Path:
-    """Write ``report.html`` into the run's folder and return its path.
+    """Write ``report.html`` and ``episodes.html`` into the run's folder and return the path of the first.
 
-    Raises FileNotFoundError for a run without executed notebooks or without the tables of notebook 05."""
+    Raises FileNotFoundError for a run without executed notebooks or without the tables of notebook 05,
+    CorruptFileError for a damaged trace."""
     paths = sorted((run.folder / "notebooks").glob("*.ipynb"))
     for path in (*(paths or [run.folder / "notebooks"]), run.results / "claims.csv", run.figures / "manifest.json"):
         if not path.exists():
@@ -48,7 +51,7 @@ def write_page(run: Run) -> Path:
         notebook = _with_vectors(nbformat.read(path, 4), run, pictures, captions)
         body = _anchored(exporter.from_notebook_node(notebook)[0], path.stem)
         contents += HEADING.findall("".join(re.findall("<section>(.*?)</section>", body, re.DOTALL)))  # not of outputs
-        chapters.append(body.replace('href="../results/', 'href="results/'))
+        chapters.append(body.replace('href="../', 'href="'))
     manifest, versions = _made(run)
     page = jinja2.Template((HERE / "page.html.j2").read_text(encoding="utf-8")).render(
         title=TITLE,
@@ -61,6 +64,7 @@ def write_page(run: Run) -> Path:
         versions=versions,
     )
     write_text(run.page, page)
+    write_episodes(run)
     return run.page
 
 
@@ -87,21 +91,20 @@ def _picture(run: Run, name: str, caption: str) -> dict[str, str]:
 
 
 def _with_vectors(notebook, run: Run, pictures: dict[str, str], captions: dict[str, str]):
-    """The notebook with the run's own figures as SVG, their captions beside them, and titles for other pictures."""
-    heading = ""
+    """The notebook with the run's own figures as SVG, their captions beside them, and titles for other pictures. One
+    with links stands in the page itself; they are out of the order of keys, since ``episodes.html`` has them all."""
     for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            heading = next(iter(re.findall(r"^#+ (.*)$", cell.source, re.MULTILINE)[-1:]), heading)
-            continue
         kept = []
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if "image/png" in data:
                 name = pictures.get(_digest(base64.b64decode(data["image/png"])))
-                output.metadata = nbformat.NotebookNode(alt=captions.get(name, f"Figure of the section “{heading}”"))
+                alt = output.metadata.get("image/png", {}).get("alt", "")
+                output.metadata = nbformat.NotebookNode(alt=alt, caption=captions.get(name, ""))
                 if name:
-                    output.metadata.caption = captions[name]
-                    data["image/svg+xml"] = (run.figures / f"{name}.svg").read_text(encoding="utf-8")
+                    data["image/svg+xml"] = svg = (run.figures / f"{name}.svg").read_text(encoding="utf-8")
+                    if "<a " in svg:
+                        output.metadata.inline = svg[svg.index("<svg ") :].replace("<a ", '<a tabindex="-1" ')
             if data.get("text/markdown") not in captions.values():  # they stand below their figures
                 kept.append(output)
         cell.outputs = kept

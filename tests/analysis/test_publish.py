@@ -49,7 +49,7 @@ def test_what_cannot_be_published_is_refused(analysed, tmp_path):
 
 
 def test_published_links_lead_to_the_published_pages(analysed, tmp_path):
-    text = "* **code error**: [P→S](../results/examples/code-error.md), turn 2\n"
+    text = "* **code error**: [P→S](../results/examples/code-error.md), turn 2, [beside](../episodes.html#a/b)\n"
     shown = nbformat.v4.new_output("execute_result", {"text/markdown": text}, execution_count=3)
     cells = [nbformat.v4.new_markdown_cell("A"), nbformat.v4.new_code_cell("1", execution_count=1)]
     cells += [nbformat.v4.new_code_cell("2", execution_count=3, outputs=[shown])]  # 2 was the injected parameters'
@@ -59,9 +59,9 @@ def test_published_links_lead_to_the_published_pages(analysed, tmp_path):
     publish.publish_examples(analysed[0], tmp_path / "figures", notebook)
     _, first, second = nbformat.read(notebook, 4).cells
     assert [first.execution_count, second.execution_count, second.outputs[0].execution_count] == [1, 2, 2]
-    (link,) = LINK.findall(second.outputs[0].data["text/markdown"])
+    link, beside = LINK.findall(second.outputs[0].data["text/markdown"])
     assert [(notebook.parent / link).resolve()] == [p.resolve() for p in (tmp_path / "figures" / "examples").iterdir()]
-    assert (notebook.parent / link).read_text() == "# Code error\n"
+    assert (notebook.parent / link).read_text() == "# Code error\n" and beside == "../figures/episodes.html#a/b"
 
 
 # What is committed
@@ -86,5 +86,5 @@ def test_the_links_of_a_committed_notebook_lead_somewhere(checkout, step):
     outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
     texts += [output.get("data", {}).get("text/markdown", "") for output in outputs]
     links = LINK.findall(re.sub(r"^(`{3,}).*?^\1$", "", "\n".join(texts), flags=re.DOTALL | re.MULTILINE))
-    assert [link for link in links if not (path.parent / link).exists()] == []
+    assert [link for link in links if not (path.parent / link.partition("#")[0]).exists()] == []
     assert links or step != "05_analysis"

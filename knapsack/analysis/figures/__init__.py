@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 from IPython.display import Image, Markdown
+from matplotlib import pyplot as plt
 from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from knapsack.analysis.beyond import ENDS, NOTHING, take_figures
 from knapsack.analysis.conduct import Conduct
@@ -49,6 +51,14 @@ def save(folder: str | Path, name: str, draw: Callable[[], style.Drawing], origi
     write_text(folder / f"{name}.svg", _numbered(picture.getvalue()))
     write_csv(folder / f"{name}.csv", drawing.data)
     return caption
+
+
+def picture(figure: Figure, caption: str) -> list[Image | Markdown]:
+    """What a notebook shows of a figure of its own: the picture and its caption, its alternative text too."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100, bbox_inches="tight")
+    plt.close(figure)  # else it would be shown once more
+    return [Image(drawn.getvalue(), alt=caption), Markdown(caption)]
 
 
 def _numbered(svg: str) -> str:

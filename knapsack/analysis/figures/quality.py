@@ -10,11 +10,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from knapsack.analysis.estimates import PP, PS, SP, SS, look_up, wide
+from knapsack.analysis.excerpts import address
 from knapsack.analysis.figures import style
 from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap
 from knapsack.analysis.metrics import CELL, RUNTIMES, SETTING, cell_rows, setting_columns, setting_names, setting_rows
 from knapsack.analysis.statistics import LEVEL, MARGIN, equivalence
 from knapsack.runtime import KINDS
+from knapsack.traces import Cell
 
 BIN = 0.02  # of score: dots of tasks nearer than this are stacked
 GROUP_MARKERS = "os^Dv"  # of groups of runs
@@ -177,7 +179,9 @@ def paired_differences(
         ax.axvspan(-margin, margin, color="#56B4E9", alpha=0.35, lw=0)
         ax.axvline(0, color=style.GREY, lw=0.5)
         heights = 0.15 + 0.8 * stack / max(12, stack.max() + 1)
-        ax.scatter(rows["difference"], heights, s=4, color=colour, alpha=0.6, lw=0, zorder=3)
+        dots = ax.scatter(rows["difference"], heights, s=4, color=colour, alpha=0.6, lw=0, zorder=3)
+        cell, beside = (Cell(*one, row["split"], row["cap"]).name for one in (first, second))
+        dots.set_urls([address(cell, task_id, beside=beside) for task_id in rows["task_id"]])
         ax.plot([row["low_95"], row["high_95"]], [-0.18] * 2, color=colour, lw=0.9)
         ax.plot([row["low_90"], row["high_90"]], [-0.18] * 2, color=colour, lw=2.6, solid_capstyle="butt")
         ax.plot(row["mean"], -0.18, "D", color=colour, mfc="white", ms=3.2, mew=0.9, zorder=5)
