@@ -160,7 +160,8 @@ pd.concat([table, published]).fillna("")  # mean ± standard deviation
 
 # %%
 names = list(groups)
-figure, panels = plt.subplots(1, len(columns), figsize=(13, 3.6), sharey=True, layout="constrained")
+figure, grid = plt.subplots(2, 2, figsize=(9, 5.6), sharey=True, layout="constrained")
+panels = grid.ravel()
 for axes, (column, label) in zip(panels, columns.items(), strict=True):
     sns.boxplot(difficulty, x=column, y="tasks", hue="tasks", order=names, hue_order=names, ax=axes, fliersize=2)
     axes.set(xlabel=label, ylabel="")

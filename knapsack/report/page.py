@@ -31,6 +31,7 @@ HERE = Path(__file__).resolve().parent
 TITLE = "Agents learn their runtime"
 HEADLINE = ("the_idea", "train_runtime_matrix")
 LINKED = re.compile(r'<h([1-6]) id="([^"]+)">(.*?)<a class="anchor-link".*?</h\1>', re.DOTALL)
+LONG = re.compile("<td(?=[^>]*>[^<]{40})")  # text, to be broken into lines
 HEADING = re.compile(r'<h([1-3]) id="([^"]+)">(.*?)</h\1>', re.DOTALL)
 
 
@@ -48,9 +49,10 @@ def write_page(run: Run) -> Path:
     contents, chapters = [], []
     exporter = HTMLExporter(template_name="chapter", extra_template_basedirs=[str(HERE)])
     for path in paths:
-        notebook = _with_vectors(nbformat.read(path, 4), run, pictures, captions)
+        notebook = _with_vectors(nbformat.read(path, 4), run, pictures)
         body = _anchored(exporter.from_notebook_node(notebook)[0], path.stem)
         contents += HEADING.findall("".join(re.findall("<section>(.*?)</section>", body, re.DOTALL)))  # not of outputs
+        body = LONG.sub('<td class="long"', body)
         chapters.append(body.replace('href="../', 'href="'))
     manifest, versions = _made(run)
     page = jinja2.Template((HERE / "page.html.j2").read_text(encoding="utf-8")).render(
@@ -90,24 +92,22 @@ def _picture(run: Run, name: str, caption: str) -> dict[str, str]:
     return {"caption": caption, "source": f"data:image/svg+xml;base64,{svg}"}
 
 
-def _with_vectors(notebook, run: Run, pictures: dict[str, str], captions: dict[str, str]):
-    """The notebook with the run's own figures as SVG, their captions beside them, and titles for other pictures. One
-    with links stands in the page itself; they are out of the order of keys, since ``episodes.html`` has them all."""
+def _with_vectors(notebook, run: Run, pictures: dict[str, str]):
+    """The notebook with the run's own figures as SVG, and captions (the alternative texts) as such. A figure with links
+    stands in the page itself; they are out of the order of keys, since ``episodes.html`` has all they lead to."""
     for cell in notebook.cells:
-        kept = []
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            if "image/png" in data:
-                name = pictures.get(_digest(base64.b64decode(data["image/png"])))
-                alt = output.metadata.get("image/png", {}).get("alt", "")
-                output.metadata = nbformat.NotebookNode(alt=alt, caption=captions.get(name, ""))
-                if name:
-                    data["image/svg+xml"] = svg = (run.figures / f"{name}.svg").read_text(encoding="utf-8")
-                    if "<a " in svg:
-                        output.metadata.inline = svg[svg.index("<svg ") :].replace("<a ", '<a tabindex="-1" ')
-            if data.get("text/markdown") not in captions.values():  # they stand below their figures
-                kept.append(output)
-        cell.outputs = kept
+        told = set()
+        for output in (output for output in cell.get("outputs", []) if "image/png" in output.get("data", {})):
+            output.metadata = nbformat.NotebookNode(caption=output.metadata.get("image/png", {}).get("alt", ""))
+            told.add(output.metadata.caption)
+            if name := pictures.get(_digest(base64.b64decode(output.data["image/png"]))):
+                output.data["image/svg+xml"] = svg = (run.figures / f"{name}.svg").read_text(encoding="utf-8")
+                if "<a " in svg:
+                    output.metadata.inline = svg[svg.index("<svg ") :].replace("<a ", '<a tabindex="-1" ')
+        if told:
+            cell.outputs = [
+                output for output in cell.outputs if output.get("data", {}).get("text/markdown") not in told
+            ]
     return notebook
 
 
