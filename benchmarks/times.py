@@ -17,13 +17,15 @@ from knapsack.runtime import KINDS
 
 
 def times(folder: Path) -> dict:
-    """Seconds by notebook, their sum, and the speed of the training: what the machine was worth at that time."""
+    """Seconds by notebook, their sum, the speed of the training, what the models wrote in notebook 04, and how fast."""
     manifest = Run(folder).read_manifest()
     seconds = {step: row["seconds"] for step, row in manifest.items() if step[:2].isdigit()}
     reports = [read_json(Run(folder).training(kind) / "training.json")["report"] for kind in KINDS]
     speed = sum(r["tokens_per_second"] * r["seconds"] for r in reports) / sum(r["seconds"] for r in reports)
     shown = {"run": folder.name} | {f"{step}, s": number(value) for step, value in sorted(seconds.items())}
-    return shown | {"all, s": number(sum(seconds.values())), "training, tokens/s": number(speed)}
+    shown |= {"all, s": number(sum(seconds.values())), "training, tokens/s": number(speed)}
+    played = pd.read_csv(Run(folder).results / "episodes.csv").query("model != 'teacher'")["completion_tokens"].sum()
+    return shown | {"written, tokens": number(played), "tokens/s": number(played / seconds["04_evaluate"])}
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def abstract(run: Run) -> str:
     claims, found = read_claims(run.results / "claims.csv"), pd.read_csv(run.results / "estimates.csv").fillna("")
     said = [
         "An agent that acts by writing Python may keep its variables between turns, or lose them. Does a model learn "
-        "which of the two it was trained with?"
+        "which of the two it was trained with? P→S is the one trained on persistent traces, in the stateless runtime."
     ]
     cells = pd.read_csv(run.results / "cells.csv")
     for split, own in cells.groupby("split", sort=False):
@@ -125,14 +125,14 @@ def abstract(run: Run) -> str:
         for cap in caps:
             home, away = (look_up(found, "score", (split, cap), cell) for cell in (PP, PS))
             if home.n and away.n:
-                at = f" under a cap of {cap} tool calls a turn" * (len(caps) > 1)
-                scores.append(
-                    f"{number(home.value, 2)} at home and {number(away.value, 2)} in the stateless runtime{at}"
-                )
+                at = f" with at most {cap} tool calls a turn" * (len(caps) > 1)
+                scores.append(f"{number(home.value, 2)} and {number(away.value, 2)}{at}")
         if scores:
-            told = f"On {split} tasks the model trained on persistent traces scores {'; '.join(scores)}"
             missing = look_up(found, "missing_binding", (split, caps[-1]), PS)
-            said.append(f"{told}. There it misses a name in {number(100 * missing.value)} % of {missing.n} episodes.")
+            told = (
+                f"On {split} tasks {cell_name(*PP)} and {cell_name(*PS)} score {', '.join(scores)}; the latter misses a"
+            )
+            said.append(f"{told} name in {number(100 * missing.value)} % of {missing.n} episodes.")
         tax = look_up(found, "total_tokens ratio", (split, caps[-1]), SP, PP)
         if tax.n:
             said.append(f"{cell_name(*SP)} spends {number(tax.value, 1)} times the tokens of {cell_name(*PP)}.")
