@@ -1,27 +1,15 @@
 """A run's two pages as a reader opens them: from the disk, in Chromium (``make test-browser``)."""
 
 import json
-import shutil
 from itertools import product
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
-INSTALLED = ("chromium", "chromium-headless-shell", "google-chrome", "chromium-browser")
 WIDTHS = {"phone": 390, "desk": 1280}
 RULES = ["color-contrast", "link-name", "button-name", "select-name", "label", "image-alt", "svg-img-alt", "list"]
 RULES += ["document-title", "html-has-lang", "scrollable-region-focusable", "duplicate-id-aria", "heading-order"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    found = next(filter(None, map(shutil.which, INSTALLED)), None)  # else Playwright's own
-    with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
