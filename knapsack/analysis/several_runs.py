@@ -45,6 +45,7 @@ CAPTIONS = {
 CONTRASTS = {  # (quantity, first, second) as in ``estimates``: title; those of tokens are ratios
     ("score difference", PP, SS): "aligned cells, score: P→P − S→S",
     ("score difference", PP, PS): "P→S loss, score: P→P − P→S",
+    ("score difference", PS, SS): "M, score: P→S − S→S",
     ("score interaction", KINDS[:1], KINDS[1:]): "interaction D, score: (P→P − P→S) − (S→P − S→S)",
     ("score interaction minus cap 80", KINDS[:1], KINDS[1:]): "T, score: D − D at a cap of 80",
     ("total_tokens ratio", SP, PP): "amnesia tax, tokens: S→P ÷ P→P",

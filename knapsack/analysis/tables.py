@@ -304,9 +304,9 @@ def table_three(cells: pd.DataFrame, episodes: pd.DataFrame, turns: pd.DataFrame
             known = {title: number(paper.get(title)) for title in shown}
             rows.append(told | {"cell": "paper", "n": PAPER_CAPS_TASKS} | known)
     caption = (
-        "The trained models under each cap on tool calls, means over scored episodes. Cap hits: share of turns; items: "
-        "distinct ones inspected; restarts: turns that list the items again. The last columns say how episodes end: "
-        "broken off are those with a full context, or too many malformed replies in a row. The paper's numbers (v3) "
-        "are those of a split of its own, of 40 to 65 items."
+        "The trained models under each cap on tool calls, means over scored episodes. Cap hits: share of turns that "
+        "asked for more calls, the paper's exposure; items: distinct ones inspected; restarts: turns that list them "
+        "again. The last columns say how episodes end: broken off are those with a full context, or too many malformed "
+        "replies in a row. The paper's numbers (v3) are those of a split of its own, of 40 to 65 items."
     )
     return Table(pd.DataFrame(rows), caption)

@@ -1,4 +1,4 @@
-"""The three models of a run behind one address: ``vllm serve`` with the base and both adapters by their names.
+"""The models of a run behind one address: ``vllm serve`` with the base and the adapters by their names.
 
     python -m knapsack.gpu.serve runs/paper
     python run_notebooks.py --profile paper --from 4 -p server=http://127.0.0.1:8000/v1
@@ -22,7 +22,7 @@ from pathlib import Path
 import yaml
 
 from knapsack.preflight.checks import local_folder
-from knapsack.runs import Run, check, open_run, project_folder, read_json, write_text
+from knapsack.runs import Run, check, find_adapter, open_run, project_folder, read_json, write_text
 from knapsack.runtime import KINDS
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # all that vLLM has for --max-lora-rank
@@ -35,36 +35,34 @@ and is then found with --vllm .venv-vllm/bin/vllm"""
 def serve_command(
     run: Run, vllm: str, base: str | None = None, context_length: int | None = None, port: int = 8000
 ) -> list[str]:
-    """The arguments that serve a run: "base", and its adapters "persistent" and "stateless".
+    """The arguments that serve a run: "base", and the adapters that notebook 03 trained (by default the two kinds).
 
     ``base`` and ``context_length`` (tokens) default to what the run's manifest or its profile says. Raises
     FileNotFoundError (base or adapter missing), CorruptFileError (adapter damaged) and ValueError (not known here, or
     not served by vLLM), each with the remedy.
     """
     manifest = run.read_manifest()
-    base = base or manifest.get("03_finetune", {}).get("parameters", {}).get("base")
+    trained = manifest.get("03_finetune", {}).get("parameters", {})
+    base, names = base or trained.get("base"), [*(trained.get("adapters") or KINDS)]
     if not base:
         raise ValueError(f"{run.manifest} does not say which base was trained: run notebook 03, or give --base")
     source = local_folder(base) or base
     if source == base and base.startswith(("/", "~", ".")):
         raise FileNotFoundError(f"base = {base!r}: there is no such folder; give another with --base")
     ranks = []
-    for kind in KINDS:
-        config = run.adapter(kind) / "adapter_config.json"
-        if not config.exists():
-            raise FileNotFoundError(f"there is no adapter in {config.parent}: run notebook 03 to its end first")
-        check(run.adapter(kind), "run notebook 03 again")
-        ranks.append(read_json(config)["r"])
+    for folder in map(run.adapter, names):
+        check(find_adapter(folder), "run notebook 03 again")
+        ranks.append(read_json(folder / "adapter_config.json")["r"])
     if max(ranks) > RANKS[-1]:
         raise ValueError(f"the adapters have rank {max(ranks)}: vLLM serves no more than {RANKS[-1]}")
-    modules = [{"name": kind, "path": str(run.adapter(kind)), "base_model_name": "base"} for kind in KINDS]
+    modules = [{"name": name, "path": str(run.adapter(name)), "base_model_name": "base"} for name in names]
     return [
         *(vllm, "serve", str(source), "--served-model-name", "base"),
         *("--enable-lora", "--lora-modules", *map(json.dumps, modules)),
         *("--max-loras", str(len(modules)), "--max-lora-rank", str(next(r for r in RANKS if r >= max(ranks)))),
         *("--max-model-len", str(context_length or _context_length(run, manifest)), "--dtype", "bfloat16"),
         *("--generation-config", "vllm"),  # else the base's own top_p and top_k would act, which ours do not know
-        *("--chat-template", str(_chat_template(run, source)), "--enable-prefix-caching"),
+        *("--chat-template", str(_chat_template(run, names[0], source)), "--enable-prefix-caching"),
         *("--host", "127.0.0.1", "--port", str(port)),
     ]
 
@@ -81,9 +79,9 @@ def _context_length(run: Run, manifest: dict) -> int:
     return int(known["context_length"])
 
 
-def _chat_template(run: Run, source: Path | str) -> Path:
+def _chat_template(run: Run, name: str, source: Path | str) -> Path:
     """The chat template that training wrote; for adapters that have none, a new file with the same text."""
-    path = run.adapter(KINDS[0]) / "chat_template.jinja"
+    path = run.adapter(name) / "chat_template.jinja"
     if not path.exists():
         from transformers import AutoTokenizer
 

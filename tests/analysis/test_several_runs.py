@@ -217,7 +217,7 @@ def test_different_commits_are_mentioned(tmp_path, three):
 def test_a_row_shows_each_run_and_the_runs_together(three):
     _, several = three
     text = several.tables["several_contrasts"].text
-    assert len(text) == 5 * len(SIZES)
+    assert len(text) == 6 * len(SIZES)
     row = text[text["quantity"].str.startswith("amnesia tax") & (text["split"] == "hard")].iloc[0]
     chosen = (several.estimates["quantity"] == "total_tokens ratio") & (several.estimates["split"] == "hard")
     ratios = several.estimates[chosen & (several.estimates["first"] == "stateless→persistent")].set_index("run")

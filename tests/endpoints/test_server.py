@@ -189,6 +189,14 @@ def test_the_rank_is_one_that_vllm_has(finished, rank, served_as):
     assert after(serve.serve_command(finished, "vllm"), "--max-lora-rank") == served_as
 
 
+def test_what_else_notebook_03_trained_is_served_too(finished):
+    finished.adapter("persistent").parent.rename(finished.training("mixed"))
+    finished.record("03_finetune", {"base": "nano", "adapters": {"mixed": {}, "stateless": {}}})
+    command = serve.serve_command(finished, "vllm")
+    named = command[command.index("--lora-modules") + 1 : command.index("--max-loras")]
+    assert [json.loads(module)["name"] for module in named] == ["mixed", "stateless"]
+
+
 def test_the_context_is_that_of_the_profile_then_of_p_then_of_notebook_04_then_of_the_option(finished):
     def context(**options) -> str:
         return after(serve.serve_command(finished, "vllm", **options), "--max-model-len")
@@ -223,7 +231,7 @@ def other_adapter(rank: int | None, run) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (partial(other_adapter, None), "there is no adapter in .*stateless.*: run notebook 03 to its end first"),
+        (partial(other_adapter, None), "there is no adapter in .*stateless.*: run notebook 03 first"),
         (partial(other_adapter, 32), "stateless.*adapter_config.json .*run notebook 03 again"),
         (partial(other_adapter, 1024), "rank 1024: vLLM serves no more than 512"),
         (lambda run: run.record("03_finetune", {"base": "/no/such"}), "base = '/no/such': there is no such folder"),
