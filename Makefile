@@ -1,15 +1,16 @@
 # make report   set up .venv if needed, then run the five notebooks (profile nano)
 # make test     set up .venv if needed, then lint and tests; make test-all also those marked long
-# make test-unsloth   the same fine-tuning through Unsloth, on the CPU
+# make test-unsloth   the same fine-tuning through Unsloth, on the CPU; make test-inspect the logs for Inspect View
 # Another interpreter: make report PYTHON=python3.12. More for the runner: make report ARGS="--out runs/second -p seed=1"
 PYTHON ?= python3
 ARGS ?=
 SEEDS ?= 1 2
 BIN := .venv/bin
 READY := .venv/.ready
-# On top of the locked packages. Asked for without dependencies: those of 2026.10.8 and 9 cannot always be had.
-UNSLOTH := unsloth==2026.10.9 unsloth_zoo==2026.10.9 bitsandbytes==0.50.2
-UNSLOTH_READY := .venv-unsloth/.ready
+# On top of the locked packages, each in an environment of its name (.venv-unsloth, .venv-inspect). Unsloth is asked for
+# without dependencies: those of 2026.10.8 and 9 cannot always be had. fsspec is the newest that datasets admits.
+unsloth := --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9 bitsandbytes==0.50.2
+inspect := inspect_ai==0.3.285 fsspec==2026.2.0
 # The analysis of the default run, beside all that was made of it.
 FOLDERS = $$(find runs -maxdepth 1 -name '$(1)*' | sort | paste -sd, -)
 BESIDE = $(BIN)/python run_notebooks.py --only 5 -p more_runs=$(call FOLDERS,seed) -p beyond_runs=$(call FOLDERS,beyond-)
@@ -20,7 +21,7 @@ ADAPTERS := {"persistent": {}, "stateless": {}, "mixed": {"traces": ["persistent
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report seeds beyond test test-all test-unsloth lab sync outputs clean
+.PHONY: help setup report seeds beyond test test-all test-unsloth test-inspect lab sync outputs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
@@ -69,17 +70,20 @@ test-all: $(READY)  ## the same with the exhaustive tests: every hostile block, 
 	$(BIN)/ruff check .
 	$(PYTEST) $(ARGS)
 
-# A second environment that sees the packages of .venv, so that this one stays without Unsloth.
-$(UNSLOTH_READY): $(READY)
-	rm -rf .venv-unsloth
-	$(BIN)/python -m venv --without-pip .venv-unsloth
+# A second environment that sees the packages of .venv, so that this one stays without what is put there.
+.venv-%/.ready: $(READY)
+	rm -rf $(@D)
+	$(BIN)/python -m venv --without-pip $(@D)
 	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-	  > "$$(.venv-unsloth/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
-	$(BIN)/python -m pip --disable-pip-version-check --python .venv-unsloth/bin/python install --no-deps $(UNSLOTH)
-	touch $(UNSLOTH_READY)
+	  > "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
+	$(BIN)/python -m pip --disable-pip-version-check --python $(@D)/bin/python install $($*)
+	touch $@
 
-test-unsloth: $(UNSLOTH_READY)  ## the tests that need Unsloth, on the CPU, in .venv-unsloth
+test-unsloth: .venv-unsloth/.ready  ## the tests that need Unsloth, on the CPU, in .venv-unsloth
 	.venv-unsloth/bin/python -m pytest -q tests/gpu $(ARGS)
+
+test-inspect: .venv-inspect/.ready  ## the tests that need inspect_ai, in .venv-inspect
+	MONTY_BIN=$(BIN)/monty .venv-inspect/bin/python -m pytest -q tests/inspect $(ARGS)
 
 lab: $(READY)  ## the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks
@@ -97,5 +101,5 @@ outputs: $(READY)  ## put the outputs and figures of the last run in runs/nano i
 	$(BIN)/jupytext --quiet --update --to ipynb notebooks/*.py
 	$(BIN)/python -m knapsack.analysis.publish runs/nano
 
-clean:  ## remove .venv, .venv-unsloth and caches (runs/ stays)
-	rm -rf .venv .venv-unsloth .pytest_cache .ruff_cache .hypothesis *.egg-info
+clean:  ## remove .venv, .venv-unsloth, .venv-inspect and caches (runs/ stays)
+	rm -rf .venv .venv-* .pytest_cache .ruff_cache .hypothesis *.egg-info

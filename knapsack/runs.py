@@ -283,9 +283,14 @@ def unwritable(path: str | Path, error: Exception) -> OSError:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` to ``path`` so that no reader and no crash ever sees half of it.
+    """Write ``text`` to ``path`` in UTF-8, as ``write_bytes`` does."""
+    write_bytes(path, text.encode())
 
-    The text goes to a temporary file beside the target, is flushed to the disk, and is then renamed.
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` so that no reader and no crash ever sees half of it.
+
+    It goes to a temporary file beside the target, is flushed to the disk, and is then renamed.
     Raises OSError (disk full, read-only, a file where the folder should be) with the target's name; the old
     content then stays.
     """
@@ -293,8 +298,8 @@ def write_text(path: str | Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8", newline="\n") as handle:
-            handle.write(text)
+        with open(temporary, "wb") as handle:
+            handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
