@@ -1,15 +1,17 @@
 # make report   set up .venv if needed, then run the five notebooks (profile nano)
-# make test     set up .venv if needed, then lint and tests; make test-all also those marked long
-# make test-unsloth   the same fine-tuning through Unsloth, on the CPU; make test-inspect the logs for Inspect View
+# make test     set up .venv if needed, then lint and tests; make test-all also those marked long, the logs for
+#               Inspect View (make test-inspect) and the pages in a browser (make test-browser)
+# make test-unsloth   the same fine-tuning through Unsloth, on the CPU
 # Another interpreter: make report PYTHON=python3.12. More for the runner: make report ARGS="--out runs/second -p seed=1"
 PYTHON ?= python3
 ARGS ?=
 SEEDS ?= 1 2
 BIN := .venv/bin
 READY := .venv/.ready
-# On top of the locked packages, each in an environment of its name (.venv-unsloth, .venv-inspect). Unsloth is asked for
+# On top of the locked packages, each in an environment of its name (.venv-unsloth and so on). Unsloth is asked for
 # without dependencies: those of 2026.10.8 and 9 cannot always be had. fsspec is the newest that datasets admits.
 unsloth := --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9 bitsandbytes==0.50.2
+browser := playwright==1.65.2 axe-playwright-python==0.1.8
 inspect := inspect_ai==0.3.285 fsspec==2026.2.0
 # The analysis of the default run, beside all that was made of it.
 FOLDERS = $$(find runs -maxdepth 1 -name '$(1)*' | sort | paste -sd, -)
@@ -21,7 +23,7 @@ ADAPTERS := {"persistent": {}, "stateless": {}, "mixed": {"traces": ["persistent
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup report seeds beyond test test-all test-unsloth test-inspect lab sync outputs clean
+.PHONY: help setup report seeds beyond test test-all test-unsloth test-inspect test-browser lab sync outputs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
@@ -66,9 +68,10 @@ test: $(READY)  ## ruff and the tests of all that a user relies on
 	$(BIN)/ruff check .
 	$(PYTEST) -m "not long" $(ARGS)
 
-test-all: $(READY)  ## the same with the exhaustive tests: every hostile block, twenty kills, real servers, any damage
+test-all: $(READY)  ## the same with the exhaustive tests: every hostile block, twenty kills, real servers, a browser
 	$(BIN)/ruff check .
 	$(PYTEST) $(ARGS)
+	$(MAKE) test-inspect test-browser
 
 # A second environment that sees the packages of .venv, so that this one stays without what is put there.
 .venv-%/.ready: $(READY)
@@ -84,6 +87,10 @@ test-unsloth: .venv-unsloth/.ready  ## the tests that need Unsloth, on the CPU, 
 
 test-inspect: .venv-inspect/.ready  ## the tests that need inspect_ai, in .venv-inspect
 	MONTY_BIN=$(BIN)/monty .venv-inspect/bin/python -m pytest -q tests/inspect $(ARGS)
+
+# In the machine's Chromium, else in Playwright's: .venv-browser/bin/playwright install chromium
+test-browser: .venv-browser/.ready  ## the run's pages and JupyterLab in a real browser, in .venv-browser
+	MONTY_BIN=$(BIN)/monty .venv-browser/bin/python -m pytest -q tests/browser $(ARGS)
 
 lab: $(READY)  ## the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks
