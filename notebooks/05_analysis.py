@@ -275,7 +275,7 @@ display(Markdown(excerpts.write_examples(run, seen.failures, folder)))
 #
 # All intervals above ask what other *tasks* would give to the same models. What another training would give takes
 # another training: name its folder in `more_runs`. `make seeds` trains twice more and names both (base and teacher play
-# once, for all three); in the repository, this notebook stands as `make report` leaves it.
+# once, for all three); in the repository, this notebook stands as `make seeds` and `make beyond` leave it.
 
 # %%
 display(Markdown(beside.sentence), *map(Markdown, several_runs.write(run, beside)))
