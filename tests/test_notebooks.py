@@ -1,6 +1,9 @@
 """The five notebooks: paired files, and the whole report end to end at its smallest, through run_notebooks.py."""
 
+import base64
 import csv
+import gzip
+import hashlib
 import html
 import json
 import re
@@ -15,6 +18,7 @@ import run_notebooks
 from knapsack.analysis.metrics import CELL
 from knapsack.preflight.checks import ROOM, Wanted
 from knapsack.preflight.parameters import declared
+from knapsack.traces import read_trace, task_id_of
 
 STEPS = ["01_generate", "02_traces", "03_finetune", "04_evaluate", "05_analysis"]
 
@@ -111,6 +115,24 @@ def test_the_report_is_one_page_that_needs_nothing_else(smallest_report):
     pictures = re.findall(r"<img [^>]*>", page)
     assert len(pictures) > 8 and all(re.search(r'alt="[^"]{20,}"', picture) for picture in pictures)
     assert "it/s]" not in page and "Traceback" not in page
+
+
+def test_the_page_of_episodes_holds_them_all_and_runs_no_script_but_its_own(smallest_report):
+    folder, _ = smallest_report
+    page = (folder / "episodes.html").read_text(encoding="utf-8")
+    packed, script = re.search(r'id="data">([^<]*)</script>\s*<script>(.*)</script>', page, re.DOTALL).groups()
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'" in page
+    content = json.loads(gzip.decompress(base64.b64decode(packed)))
+    shown = {(cell["name"], task): one for cell in content["cells"] for task, one in cell["episodes"].items()}
+    traces = {(path.parent.parent.name, task_id_of(path)): path for path in folder.glob("evaluations/*/*/*.trace.json")}
+    assert shown.keys() == traces.keys()
+    for key, path in traces.items():
+        trace = read_trace(path)
+        assert [content["told"][text] for text in shown[key]["told"]] == [m["content"] for m in trace.messages[:2]]
+        assert [turn["code"] for turn in shown[key]["turns"]] == [turn.code for turn in trace.turns]
+        seen = [turn.observation.output if turn.observation else "" for turn in trace.turns]
+        assert [turn["output"] for turn in shown[key]["turns"]] == seen
 
 
 def test_a_dry_run_tells_what_the_run_then_does(smallest, smallest_report, tmp_path, capsys):
