@@ -91,11 +91,14 @@ def test_every_cause_that_occurs_has_a_page_that_its_link_leads_to(played):
     pages = set()
     for line in lines:
         page = (run.folder / "notebooks" / LINK.search(line)[1]).resolve()
-        cause, turn = line.split("**")[1], int(line.rsplit(" ", 1)[1])
+        cause, turn = line.split("**")[1], int(re.search(r"turn (\d+);", line)[1])
         text = page.read_text(encoding="utf-8")
         assert text.startswith(f"# {cause.capitalize()}: ") and f"\n## Turn {turn} ←\n" in text
         named = re.search(r"The trace is `([^`]+)`", text)[1]
         trace = read_trace(run.folder / named)
+        cell = named.split("/")[1]
+        assert f"](../episodes.html#{cell}/{trace.task_id}?turn={turn})" in line  # the same episode, beside another
+        assert f"[all {(failures['cause'] == cause).sum()}](../episodes.html#/?cause={cause.replace(' ', '+')})" in line
         assert all(turn.text.strip() in text for turn in trace.turns)
         pages.add(page.name)
     assert {path.name for path in (run.results / "examples").iterdir()} == pages

@@ -64,6 +64,17 @@ def test_published_links_lead_to_the_published_pages(analysed, tmp_path):
     assert (notebook.parent / link).read_text() == "# Code error\n" and beside == "../figures/episodes.html#a/b"
 
 
+def test_the_published_pages_lead_to_the_examples_beside_them(analysed, tmp_path):
+    run, _ = analysed
+    write_text(run.page, '<a href="results/examples/code-error.md">')
+    with pytest.raises(FileNotFoundError, match="make it with python -m knapsack.report.page"):
+        publish.publish_pages(run, tmp_path / "figures")
+    write_text(run.episodes, '<a href="report.html">')
+    publish.publish_pages(run, tmp_path / "figures")
+    assert (tmp_path / "figures" / "report.html").read_text() == '<a href="examples/code-error.md">'
+    assert (tmp_path / "figures" / "episodes.html").read_text() == '<a href="report.html">'
+
+
 # What is committed
 
 
