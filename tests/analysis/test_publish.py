@@ -67,7 +67,7 @@ def test_published_links_lead_to_the_published_pages(analysed, tmp_path):
 def test_the_published_pages_lead_to_the_examples_beside_them(analysed, tmp_path):
     run, _ = analysed
     write_text(run.page, '<a href="results/examples/code-error.md">')
-    with pytest.raises(FileNotFoundError, match="make it with python -m knapsack.report.page"):
+    with pytest.raises(FileNotFoundError, match="make it with python -m"):
         publish.publish_pages(run, tmp_path / "figures")
     write_text(run.episodes, '<a href="report.html">')
     publish.publish_pages(run, tmp_path / "figures")
