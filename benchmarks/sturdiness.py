@@ -2,11 +2,11 @@
 
     python benchmarks/sturdiness.py --seeds 0 1 2 --arithmetics usual other
 
-A study is profile nano with one training seed under one arithmetic: the kernels that torch chooses for this processor,
-or others that round differently, in training and in play. Tasks, traces and how the base and the teacher played are the
-first study's, as in ``make seeds``. One study more draws everything by another seed, its tasks first of all: nobody
-looked at these when the model, the teacher and the settings were chosen. A finished study is kept, an interrupted one
-resumes.
+A study is profile nano with one training seed under one arithmetic of the training: the kernels that torch chooses for
+this processor, or others that round differently. All play under the usual one. Tasks, traces and how the base and the
+teacher played are the first study's, as in ``make seeds``. One study more draws everything by another seed, its tasks
+first of all: nobody looked at these when the model, the teacher and the settings were chosen. It goes without the base,
+which is not trained. A finished study is kept, an interrupted one resumes.
 """
 
 import argparse
@@ -32,8 +32,8 @@ ARITHMETICS = {  # what is set in the environment
 PRODUCT = "import torch; torch.manual_seed(0); print((torch.randn(192, 512) @ torch.randn(512, 512)).double().tolist())"
 HEAD = """# Another training of the default study
 
-Profile nano, trained and played in {count} studies: training seeds {seeds}, each under the arithmetic {arithmetics}.
-Tasks, traces and the cells of the base and the teacher are the same in all. Made by `python benchmarks/sturdiness.py`,
+Profile nano, trained and played in {count} studies: training seeds {seeds}, each under the arithmetic {arithmetics} of
+the training. Tasks, traces and the cells of the base and the teacher are the same in all. Made by `python benchmarks/sturdiness.py`,
 whose `ARITHMETICS` says what the names stand for.
 
 """
@@ -52,14 +52,16 @@ def product(arithmetic: str) -> bytes:
     return subprocess.run([sys.executable, "-c", PRODUCT], env=environment, check=True, capture_output=True).stdout
 
 
-def play(folder: Path, first: Path, seeds: str, arithmetic: str = "usual") -> None:
-    """Train and play a study into ``folder``, with what does not depend on training from the ``first`` one."""
+def play(folder: Path, first: Path, arithmetic: str, *options: str) -> None:
+    """Train and play a study with these options of the runner into ``folder``, with what does not depend on training from
+    the ``first`` one."""
     if (Run(folder).results / "claims.csv").exists():
         return
-    command = [sys.executable, ROOT / "run_notebooks.py", "--out", folder, "-p", seeds]
+    command = [sys.executable, ROOT / "run_notebooks.py", "--out", folder, *options]
     reuse = ["--reuse", first] if folder != first else []
     for part in (["--to", "2", *reuse], ["--only", "3"], ["--from", "4", *reuse]):  # a training is always made
-        subprocess.run([*command, *part], env=os.environ | ARITHMETICS[arithmetic], check=True)
+        environment = ARITHMETICS[arithmetic] if "3" in part else {}
+        subprocess.run([*command, *part], env=os.environ | environment, check=True)
 
 
 def scores(cells: dict[str, pd.DataFrame]) -> tuple[Table, float]:
@@ -109,8 +111,8 @@ if __name__ == "__main__":
     folders = {study: args.folder.resolve() / study.replace(" ", "-seed") for study in studies}
     usual, other = next(iter(folders.values())), args.folder.resolve() / f"tasks-seed{args.tasks}"
     for study, (seed, arithmetic) in studies.items():
-        play(folders[study], usual, f"03_finetune.seed={seed}", arithmetic)
-    play(other, other, f"seed={args.tasks}")
+        play(folders[study], usual, arithmetic, "-p", f"03_finetune.seed={seed}")
+    play(other, other, "usual", "-p", f"seed={args.tasks}", "-p", 'models={"persistent": {}, "stateless": {}}')
     told = {"count": len(studies), "seeds": ", ".join(map(str, args.seeds)), "arithmetics": ", ".join(args.arithmetics)}
     text = HEAD.format(**told) + page(folders) + OTHER_TASKS.format(tasks=args.tasks)
     text += page({next(iter(folders)): usual, f"tasks {args.tasks}": other})
