@@ -33,8 +33,8 @@ PRODUCT = "import torch; torch.manual_seed(0); print((torch.randn(192, 512) @ to
 HEAD = """# Another training of the default study
 
 Profile nano, trained and played in {count} studies: training seeds {seeds}, each under the arithmetic {arithmetics} of
-the training. Tasks, traces and the cells of the base and the teacher are the same in all. Made by `python benchmarks/sturdiness.py`,
-whose `ARITHMETICS` says what the names stand for.
+the training. Tasks, traces and the cells of the base and the teacher are the same in all. Made by
+`python benchmarks/sturdiness.py`, whose `ARITHMETICS` says what the names stand for.
 
 """
 OTHER_TASKS = """
@@ -53,8 +53,8 @@ def product(arithmetic: str) -> bytes:
 
 
 def play(folder: Path, first: Path, arithmetic: str, *options: str) -> None:
-    """Train and play a study with these options of the runner into ``folder``, with what does not depend on training from
-    the ``first`` one."""
+    """Train and play a study, with these options of the runner, into ``folder``; what does not depend on training is
+    the ``first`` one's."""
     if (Run(folder).results / "claims.csv").exists():
         return
     command = [sys.executable, ROOT / "run_notebooks.py", "--out", folder, *options]
