@@ -46,7 +46,7 @@ def test_a_plan_can_be_calculated_and_says_where_its_rates_are_from(name):
     profile = run_notebooks.load_profile(name)
     assert min(profile["rates"][of] for of in ("teacher", "training", "completion")) > 0
     assert min(profile["model"][of] for of in ("weights_gb", "cache_kib_a_token", "adapter_mb")) > 0
-    measured = profile["rates"]["source"] == "measured in the committed default run"
+    measured = profile["rates"]["source"] == "measured in a default run, benchmarks/times.md"
     assert measured == (name == "nano") and (measured or profile["rates"]["source"] == "calculated, not measured")
 
 

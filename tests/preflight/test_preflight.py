@@ -109,7 +109,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing_and_loads_no_torch(tmp_pat
     command = [sys.executable, "-c", program, "--dry-run", "--out", tmp_path / "run", *assignments({"n_easy": 1})]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "False\n") and list(tmp_path.iterdir()) == []
-    assert "20 cells of the models, 260 episodes" in done.stdout and "measured in the committed" in done.stdout
+    assert "20 cells of the models, 260 episodes" in done.stdout and "measured in a default run" in done.stdout
     assert done.stdout.endswith("Missing on this machine:\n  nothing\n")
 
 
