@@ -31,6 +31,7 @@ HERE = Path(__file__).resolve().parent
 TITLE = "Agents learn their runtime"
 HEADLINE = ("the_idea", "train_runtime_matrix")
 LINKED = re.compile(r'<h([1-6]) id="([^"]+)">(.*?)<a class="anchor-link".*?</h\1>', re.DOTALL)
+TABLE = re.compile("<table.*?</table>", re.DOTALL)
 LONG = re.compile("<td(?=[^>]*>[^<]{40})")  # text, to be broken into lines
 HEADING = re.compile(r'<h([1-3]) id="([^"]+)">(.*?)</h\1>', re.DOTALL)
 
@@ -52,6 +53,7 @@ def write_page(run: Run) -> Path:
         notebook = _with_vectors(nbformat.read(path, 4), run, pictures)
         body = _anchored(exporter.from_notebook_node(notebook)[0], path.stem)
         contents += HEADING.findall("".join(re.findall("<section>(.*?)</section>", body, re.DOTALL)))  # not of outputs
+        body = TABLE.sub(r'<div class="wide" tabindex="0" role="region" aria-label="table">\g<0></div>', body)
         body = LONG.sub('<td class="long"', body)
         chapters.append(body.replace('href="../', 'href="'))
     manifest, versions = _made(run)
@@ -103,7 +105,7 @@ def _with_vectors(notebook, run: Run, pictures: dict[str, str]):
             if name := pictures.get(_digest(base64.b64decode(output.data["image/png"]))):
                 output.data["image/svg+xml"] = svg = (run.figures / f"{name}.svg").read_text(encoding="utf-8")
                 if "<a " in svg:
-                    output.metadata.inline = svg[svg.index("<svg ") :].replace("<a ", '<a tabindex="-1" ')
+                    output.metadata.inline = svg[svg.index("<svg ") :].replace('target="_blank"', 'tabindex="-1"')
         if told:
             cell.outputs = [
                 output for output in cell.outputs if output.get("data", {}).get("text/markdown") not in told
