@@ -108,5 +108,5 @@ outputs: $(READY)  ## put the outputs and figures of the last run in runs/nano i
 	$(BIN)/jupytext --quiet --update --to ipynb notebooks/*.py
 	$(BIN)/python -m knapsack.analysis.publish runs/nano
 
-clean:  ## remove .venv, .venv-unsloth, .venv-inspect and caches (runs/ stays)
+clean:  ## remove .venv, the environments beside it and caches (runs/ stays)
 	rm -rf .venv .venv-* .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -148,7 +148,7 @@ for axis, (quantity, label) in zip(axes, labels.items(), strict=True):
     axis.set(xlabel="optimizer step", ylabel=label, title=f"{quantity.capitalize()} on assistant tokens")
     axis.set_ylim(bottom=0)
 axes[0].legend(fontsize="small")
-told = ", ".join(f"{name} {int(report.validation[-1]['step'])}" for name, report in reports.items())
+told = ", ".join(f"{name} {report.steps}" for name, report in reports.items())
 caption = f"Loss and accuracy on what the assistant wrote, in training and on held-out rows; optimizer steps: {told}."
 display(*picture(figure, caption))
 

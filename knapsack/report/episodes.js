@@ -144,6 +144,7 @@ function moved() {
 
 unpack().then((content) => {
   ({ cells, told } = content);
+  if (!cells.length) return (at("now").textContent = "No episode is completed.");
   at("setting").onchange = moved;
   for (const id of ["first", "second", "cause", "task"]) at(id).onchange = () => step(0);
   at("previous").onclick = () => step(-1);

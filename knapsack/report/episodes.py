@@ -43,8 +43,9 @@ def content(run: Run) -> dict:
     """What the page shows: the completed episodes by cell and task, and, told once, what the models were told."""
     parameters = run.read_manifest().get("05_analysis", {}).get("parameters", {})
     folder = source_folder(run, *(parameters[name] for name in ("source", "published_folder") if name in parameters))
-    episodes = completed(pd.read_csv(run.results / "episodes.csv"))
-    failures = pd.read_csv(run.results / "failures.csv").set_index([*CELL, "task_id"]).to_dict("index")
+    text = {"task_id": str}  # a published one may be a number
+    episodes = completed(pd.read_csv(run.results / "episodes.csv", dtype=text))
+    failures = pd.read_csv(run.results / "failures.csv", dtype=text).set_index([*CELL, "task_id"]).to_dict("index")
     names, told, cells = setting_names(episodes), {}, []
     for key, rows in episodes.groupby(CELL, sort=False):
         cell = Cell(*key)
