@@ -87,7 +87,7 @@ class EpisodeSettings:
     max_turns: int = MAX_TURNS
     max_tool_calls: int = MAX_TOOL_CALLS
     detail: Detail = "full"
-    max_malformed: int = 0  # replies in a row without a single code block that end an episode; 0: any number
+    max_malformed: int = 0  # replies in a row without a single block of Python that end an episode; 0: any number
 
 
 def code_block(text: str) -> tuple[str | None, str | None]:
@@ -133,15 +133,13 @@ def episode(
                 active = observation.active_globals
                 messages.append(prompts.observation_message(observation, kind))
             result.turns.append(Turn(text, code, observation, problem, reply.prompt_tokens, reply.completion_tokens))
-            malformed = malformed + 1 if code is None else 0
+            is_python = observation is not None and observation.error_type != "SyntaxError"
+            malformed = 0 if is_python else malformed + 1
             if environment.finished:
                 result.finish_reason = "finish_tool"
                 break
             if malformed == settings.max_malformed > 0:
-                result.finish_reason, result.error = (
-                    "error",
-                    f"{malformed} replies in a row, all tokens but no code block",
-                )
+                result.finish_reason, result.error = "error", f"{malformed} replies in a row, all tokens but no Python"
                 break
     result.score, result.solved = environment.score, environment.solved
     result.metrics, result.taken = environment.metrics(), list(environment.taken)

@@ -122,7 +122,8 @@ def evaluate(
     device: str = "auto",
     progress: bool = True,
 ) -> None:
-    """Play the first ``counts[split]`` tasks of each cell's split and write each episode as it ends.
+    """Play the first ``counts[split]`` tasks of each cell's split, shared out if they are for training (see
+    ``traces.share_out``), and write each episode as it ends.
 
     Finished episodes are skipped, those that ``run.other`` has are taken over, and none depends on which others are
     played beside it, so an interrupted run ends as an uninterrupted one. A damaged file of an episode or a cell is
@@ -139,7 +140,8 @@ def evaluate(
     """
     if processes < 1:
         raise ValueError(f"processes = {processes}: needs at least 1")
-    tasks = {split: read_tasks(run.tasks(split), counts[split]) for split in {cell.split for cell in cells}}
+    drawn = {split: read_tasks(run.tasks(split), counts[split]) for split in {cell.split for cell in cells}}
+    tasks = traces.share_out(cells, drawn)
     players = {cell.model for cell in cells}
     asked = {name: endpoint for name, endpoint in (endpoints or {}).items() if name in players}
     if asked:
@@ -163,9 +165,9 @@ def evaluate(
             if endpoint:  # whose replies depend on no weights and no batch of ours
                 place = {"endpoint": endpoint.identity}
                 parameters = place | parameters | {"base": None, "base_digest": None, "slots": None}
-            record = records[folder] = _record(run, folder, cell.runtime, parameters, tasks[cell.split])
+            record = records[folder] = _record(run, folder, cell.runtime, parameters, tasks[cell])
             facts = [cell.model, cell.runtime, parameters]
-            for task in tasks[cell.split]:
+            for task in tasks[cell]:
                 text = json.dumps([*facts, record["tasks"][task.task_id]], sort_keys=True)
                 episode = OpenEpisode(cell, folder, task, runs.digest(text))
                 if traces.episode_done(folder, task.task_id, episode.made_with):
@@ -185,7 +187,7 @@ def evaluate(
         opened = [episode for job in jobs for episode in job.episodes]
         for episode in opened:
             traces.discard_episodes(episode.folder, [episode.task.task_id])
-        total = sum(len(tasks[cell.split]) for cell in cells)
+        total = sum(len(tasks[cell]) for cell in cells)
         options = {"unit": "episode", "desc": "evaluation", "mininterval": 1, "disable": not progress}
         with tqdm(total=total, initial=total - len(opened), **options) as bar:
             if jobs:

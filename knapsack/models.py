@@ -86,42 +86,42 @@ def _attend_by_row(module, query, keys, values, attention_mask, scaling=None, ma
 AttentionInterface.register("knapsack_by_row", _attend_by_row)
 
 
-class Guesses:
-    """What followed where the last tokens of a text stood before, in any text of this model, the latest first.
+Places = dict[tuple[int, ...], tuple[list[int], int]]  # some tokens → a text, and where in it they were followed
 
-    Agents copy from their own conversation and repeat what others of their kind say.
-    """
 
-    def __init__(self):
-        self.places: dict[tuple[int, ...], tuple[list[int], int]] = {}
+def learn(text: list[int], start: int, *known: Places) -> None:
+    """Remember what leads to the tokens from ``start`` on of ``text``, which may only grow after that."""
+    for at in range(start, len(text)):
+        for count in LOOKED_UP:
+            if at >= count:
+                for places in known:
+                    places[tuple(text[at - count : at])] = text, at
 
-    def learn(self, text: list[int], start: int) -> None:
-        """Remember what leads to the tokens from ``start`` on of ``text``, which may only grow after that."""
-        if len(self.places) > REMEMBERED:
-            self.places.clear()
-        for at in range(start, len(text)):
-            for count in LOOKED_UP:
-                if at >= count:
-                    self.places[tuple(text[at - count : at])] = text, at
 
-    def after(self, text: list[int], count: int) -> list[int]:
-        """``count`` tokens that may follow ``text``; any will do where nothing is known."""
-        for length in LOOKED_UP:
-            if place := self.places.get(tuple(text[-length:])):
+def guess(text: list[int], count: int, *known: Places) -> list[int]:
+    """``count`` tokens that followed where the last ones of ``text`` stood before, the latest first; any will do where
+    nothing is known."""
+    for length in LOOKED_UP:
+        for places in known:
+            if place := places.get(tuple(text[-length:])):
                 source, at = place
                 return (source[at : at + count] * count)[:count]  # a text that repeats goes on repeating
-        return [0] * count
+    return [0] * count
 
 
 @dataclass
 class _Slot:
-    """``text``: the tokens of prompt and reply, whose keys and values the slot holds, but for the last one's."""
+    """``text``: the tokens of prompt and reply, whose keys and values the slot holds, but for the last one's.
+
+    Agents copy from their own conversation, ``own``, and repeat what others of their kind say.
+    """
 
     key: str | None = None
     text: list[int] = field(default_factory=list)
     prompt: int = 0  # how many tokens of the text
     draws: list[float] = field(default_factory=list)  # of each token of the text, and of guesses; the prompt's are 0
     noise: random.Random | None = None  # None while the slot is idle
+    own: Places = field(default_factory=dict)
 
 
 class LocalModel:
@@ -150,7 +150,7 @@ class LocalModel:
         self._lead = template.lead if tokenizer.decode(first_word).startswith(template.lead) else ""  # else cut by it
         self._cache = SlotCache(slots, context_length)
         self._slots = [_Slot() for _ in range(slots)]
-        self._guesses = Guesses()
+        self._all: Places = {}  # of all conversations
 
     @torch.inference_mode()
     def submit(self, slot: int, key: str, messages: list[Message]) -> None:
@@ -169,7 +169,9 @@ class LocalModel:
         pairs = zip(state.text[:-1], prompt[:-1], strict=False)
         known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         self._prefill(slot, known, prompt[known:-1])
-        self._guesses.learn(prompt, known)
+        if len(self._all) > REMEMBERED:
+            self._all.clear()
+        learn(prompt, known, state.own, self._all)
         state.text, state.prompt, state.draws = prompt, len(prompt), [0.0] * len(prompt)
         state.noise = stream(self.seed, key, len(prompt))
 
@@ -201,7 +203,8 @@ class LocalModel:
         for state in map(self._slots.__getitem__, busy):
             start = (len(state.text) - 1) // BLOCK * BLOCK  # of the block with the last token, which is not read yet
             starts.append(start)
-            blocks.append(state.text[start:] + self._guesses.after(state.text, start + BLOCK - len(state.text)))
+            guessed = guess(state.text, start + BLOCK - len(state.text), state.own, self._all)
+            blocks.append(state.text[start:] + guessed)
             while len(state.draws) <= start + BLOCK:
                 state.draws.append(state.noise.random())
             draws += state.draws[start + 1 : start + BLOCK + 1]
@@ -224,7 +227,7 @@ class LocalModel:
             stopped = text[-1] in self._ends
             if stopped or len(text) == limit or block[place : place + 1] != text[-1:]:
                 break
-        self._guesses.learn(text, there)
+        learn(text, there, state.own, self._all)
         if not stopped and len(text) < limit:
             return None
         state.noise = None

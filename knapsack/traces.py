@@ -82,8 +82,16 @@ class Cell:
 
     def folder(self, run: Run) -> Path:
         """Where the episodes lie; what the teacher does on training tasks are the traces to learn from."""
-        teaches = (self.model, self.split) == ("teacher", "train")
-        return run.traces(self.runtime) if teaches else run.evaluations / self.name
+        if (self.model, self.split) == ("teacher", "train"):
+            return run.traces(self.name.removeprefix("teacher_").replace("_train", ""))
+        return run.evaluations / self.name
+
+
+def share_out(cells: Sequence[Cell], tasks: dict[str, Sequence]) -> dict[Cell, Sequence]:
+    """What each cell plays of ``tasks[split]``: all; but training tasks go round the caps, one to each in turn."""
+    caps = list(dict.fromkeys(cell.cap for cell in cells if cell.split == "train"))
+    parts = {cell: slice(caps.index(cell.cap), None, len(caps)) for cell in cells if cell.split == "train"}
+    return {cell: tasks[cell.split][parts.get(cell, slice(None))] for cell in cells}
 
 
 def cells_of(models: Iterable[str], runtimes: Sequence[str], splits: Iterable[str], caps: Sequence[int]) -> list[Cell]:

@@ -31,7 +31,7 @@ reuse: str = ""  # folder of a finished run: what it made with the same paramete
 n_train: int = 180  # training tasks to play, from notebook 01
 n_pairs: int = 150  # pairs to keep for training, of those that pass the filters
 max_turns: int = 20  # turns per episode at most
-max_tool_calls: int = 25  # tool calls per turn at most
+training_caps: list[int] = [25, 80]  # tool calls per turn at most: the tasks take these caps in turn
 prompt_detail: str = "compact"  # compact (scale model) or full (language models)
 base: str = "nano"  # model whose tokenizer counts the tokens: nano, a folder, or a Hugging Face name
 max_tokens: int = 4096  # longest trace to train on
@@ -44,11 +44,13 @@ engine: str = "monty"  # who runs the code: "monty", or "cpython" in a container
 processes: int = 2  # worker processes
 
 # %% [markdown]
-# What to try first: `max_tool_calls = 80`, under which the teacher writes for a slack cap. Give it a run folder of its
-# own (`run_folder = "runs/slack"`, `reuse = "runs/nano"`).
+# What to try first: `training_caps = [25]`, the paper's only one. Give it a run folder of its own
+# (`run_folder = "runs/one-cap"`, `reuse = "runs/nano"`), and see in notebook 04 whether a model takes the cap that its
+# prompt names for a cue.
 
 # %%
 import time
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -77,11 +79,13 @@ sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
 #
 # A teacher sees only what the tools show. The rule-based one inspects up to the budget, tries the items of best value
 # per weight first, and learns from refusals which classes are not allowed. Its batch sizes, order and wording vary from
-# task to task; now and then it asks for more calls than the cap allows, or slips on a name, and recovers.
+# task to task; now and then it asks for more calls than the cap allows, or slips on a name, and recovers. The prompt
+# names the cap, and the tasks take the caps in turn, so that which cap is named tells nothing of the runtime. The
+# rule-based teacher writes for a cap of 25 under every slacker one.
 
 # %%
 settings = pick(Settings, parameters, temperature=None)  # a chat model's own default, as in the paper
-cells = [Cell("teacher", kind, "train", max_tool_calls) for kind in KINDS]
+cells = [Cell("teacher", kind, "train", cap) for cap in training_caps for kind in KINDS]
 endpoints = {"teacher": read_endpoint("teacher", teacher)} if teacher else {}
 if endpoints:  # what this may cost, before anything is sent
     training_tasks = {"train": read_tasks(run.tasks("train"), n_train)}
@@ -96,8 +100,11 @@ evaluate(
     max_total_tokens=max_total_tokens,
     processes=processes,
 )
-task_ids = [task.task_id for task in read_tasks(run.tasks("train"), n_train)]
-played = {kind: [traces.read_trace(traces.trace_path(run.traces(kind), i)) for i in task_ids] for kind in KINDS}
+played = {kind: [] for kind in KINDS}
+for task, cap in zip(read_tasks(run.tasks("train"), n_train), cycle(training_caps), strict=False):
+    for kind in KINDS:
+        folder = Cell("teacher", kind, "train", cap).folder(run)
+        played[kind].append(traces.read_trace(traces.trace_path(folder, task.task_id)))
 
 # %% [markdown]
 # ## One pair, side by side

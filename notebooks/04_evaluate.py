@@ -26,7 +26,7 @@
 # All cells play the same tasks with the same tools and limits, and a runtime gives every model the same prompts. The
 # base plays under the slackest cap only: it does not act without training, so there is nothing that a cap could do.
 # An episode ends with `finish()`, after `max_turns`, or when the context is full or `max_malformed` replies in a row
-# held no code; it is scored as it stands.
+# held no Python; it is scored as it stands.
 #
 # The rule-based teacher plays the same tasks in its own two runtimes, with the batches of the training traces under
 # every slacker cap. It is the ceiling that imitation can reach.
@@ -47,7 +47,7 @@ temperature: float = 0.2  # of sampling; 0 is greedy
 max_new_tokens: int = 512  # tokens a reply may have
 context_length: int = 4096  # tokens a conversation may have; a longer one ends the episode, which is scored
 max_turns: int = 20  # replies an episode may have
-max_malformed: int = 3  # replies in a row without a code block that end an episode; 0: any number
+max_malformed: int = 3  # replies in a row without a block of Python that end an episode; 0: any number
 caps: list[int] = [25, 80]  # tool calls a turn may make: 25 is the paper's, a binding one; 80 a slack one
 prompt_detail: str = "compact"  # "compact" or "full" prompts, as in the training traces
 engine: str = "monty"  # who runs the code: "monty", or "cpython" in a container

@@ -178,9 +178,9 @@ def test_turn_limit_ends_an_episode_that_does_not_finish(play):
     assert (len(done.turns), done.finish_reason, done.error) == (3, "max_turns", None)
 
 
-def test_malformed_replies_in_a_row_end_an_episode_and_any_code_block_starts_the_count_anew(play):
+def test_malformed_replies_in_a_row_end_an_episode_and_any_python_starts_the_count_anew(play):
     limited = EpisodeSettings(max_turns=9, detail="compact", max_malformed=2)
-    done = play("stateless", "I think.", block("1 / 0"), "I think.", "Again.", "More.", settings=limited)
+    done = play("stateless", "I think.", block("1 / 0"), "I think.", block("def = 1"), "More.", settings=limited)
     assert (len(done.turns), done.finish_reason) == (4, "error") and done.error.startswith("2 replies in a row")
     done = play("stateless", "I think.", "I think.", block("finish()"), settings=EpisodeSettings(max_turns=9))
     assert (len(done.turns), done.finish_reason) == (3, "finish_tool")

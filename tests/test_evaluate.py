@@ -89,6 +89,20 @@ def test_every_cell_holds_every_episode(evaluated):
         assert trace.turns and all(turn.completion_tokens <= 30 for turn in trace.turns) and trace.seconds > 0
 
 
+def test_training_tasks_go_round_the_caps_and_both_runtimes_of_a_task_take_the_same(evaluated, tmp_path):
+    run = open_run(tmp_path / "run")
+    write_tasks(run.tasks("train"), sample_split("train", 3, 0, CONFIG))
+    cells = [Cell("teacher", kind, "train", cap) for cap in (25, 80) for kind in ("persistent", "stateless")]
+    evaluate(run, cells, {"train": 3}, evaluated[1], processes=1, device="cpu", progress=False)
+    ids = [task.task_id for task in read_tasks(run.tasks("train"))]
+    for kind in ("persistent", "stateless"):
+        for folder, cap, own in ((kind, 25, ids[::2]), (f"{kind}-cap80", 80, ids[1::2])):
+            assert sorted(map(traces.task_id_of, run.traces(folder).glob("knapsack/*.trace.json"))) == own
+            for task_id in own:
+                trace = traces.read_trace(traces.trace_path(run.traces(folder), task_id))
+                assert trace.kind == kind and f"At most {cap} calls per turn" in trace.messages[0]["content"]
+
+
 def test_resumed_run_ends_like_an_uninterrupted_one(evaluated):
     run, settings = evaluated
     before = contents(run)

@@ -23,15 +23,14 @@ def describe(wanted: Wanted, missing: list[str], doubts: list[str]) -> str:
     """The whole plan."""
     rates, hours, lines, most = wanted.profile["rates"], {}, ["", *counted(wanted)], ""
     if "02_traces" in wanted.steps and wanted.traces.teacher:
-        asked = estimate(
-            wanted, wanted.traces, [Cell("teacher", kind, "train", wanted.traces.max_tool_calls) for kind in KINDS]
-        )
+        cells = [Cell("teacher", kind, "train", cap) for cap in wanted.traces.training_caps for kind in KINDS]
+        asked = estimate(wanted, wanted.traces, cells)
         lines += ["", f"To the teacher's endpoint: {spending_sentence(asked, wanted.traces.max_total_tokens)}"]
     elif "02_traces" in wanted.steps:
         hours["02_traces"] = 2 * wanted.traces.n_train / rates["teacher"] / 3600
     if "03_finetune" in wanted.steps:
         settings, tasks = pick(Settings, vars(wanted.traces)), sample_tasks(wanted, "train")
-        means = {kind: mean_tokens(tasks, kind, wanted.traces.max_tool_calls, settings) for kind in KINDS}
+        means = {kind: mean_tokens(tasks, kind, wanted.traces.training_caps[0], settings) for kind in KINDS}
         rows = wanted.traces.n_pairs - math.ceil(wanted.traces.n_pairs * wanted.finetune.validation_share)
         exact, tokens = token_counter(settings.base)[1], {}
         learns = read_adapters(wanted.finetune.adapters)

@@ -40,7 +40,7 @@ BOUNDS = {  # of parameters that belong to no class
     **dict.fromkeys(("run_folder", "base"), Named),
     **dict.fromkeys(("n_train", "n_easy", "n_hard"), Tasks),
     **dict.fromkeys(("train_config", "easy_config", "hard_config"), Literal[*PRESETS]),
-    **dict.fromkeys(("n_pairs", "max_tokens", "processes", "n_resamples", "max_tool_calls"), PositiveInt),
+    **dict.fromkeys(("n_pairs", "max_tokens", "processes", "n_resamples"), PositiveInt),
     **dict.fromkeys(("seed", "max_total_tokens"), NonNegativeInt),  # 0 tokens: no limit
     "teacher": Annotated[dict, _readable(lambda entry: entry and read_endpoint("teacher", entry))],
     "adapters": Annotated[dict, Field(min_length=1), _readable(read_adapters)],
@@ -48,7 +48,7 @@ BOUNDS = {  # of parameters that belong to no class
     "models": Annotated[dict, Field(min_length=1), _readable(read_served)],
     "runtimes": Annotated[list[Kind], Field(min_length=1)],
     "splits": Annotated[list[Literal["easy", "hard"]], Field(min_length=1)],
-    "caps": Annotated[list[PositiveInt], Field(min_length=1), _readable(_distinct)],
+    **dict.fromkeys(("training_caps", "caps"), Annotated[list[PositiveInt], Field(min_length=1), _readable(_distinct)]),
     "server": Annotated[str, Field(pattern="^(https?://.+)?$")],
     "margin": Annotated[float, Field(gt=0, lt=1)],
     "source": Literal["run", "published"],

@@ -17,7 +17,7 @@ from knapsack.preflight.checks import local_folder
 from knapsack.runtime import MAX_TOOL_CALLS, Kind, acts_as, interpreter_pool
 from knapsack.tasks import Task
 from knapsack.teacher import RuleTeacher
-from knapsack.traces import Cell
+from knapsack.traces import Cell, share_out
 
 SAMPLED = 10  # tasks that the teacher plays for an estimate
 # What most tokenizers of language models cut a text into before they look up pieces: words with the sign before them,
@@ -84,7 +84,8 @@ def estimate_requests(
     tasks: dict[str, Sequence[Task]],
     sampled: int = SAMPLED,
 ) -> pd.DataFrame:
-    """What ``counts[split]`` episodes of each cell will ask of its model, by the first ``sampled`` of ``tasks[split]``.
+    """What episodes of each cell on its share of ``counts[split]`` tasks (see ``traces.share_out``) will ask of its
+    model, by the first ``sampled`` of ``tasks[split]``.
 
     A row per cell: its fields; episodes; requests, prompt_tokens and completion_tokens if every episode is as long as
     the teacher's; and the same three with ``_at_most``: every episode of ``max_turns`` turns, each prompt a full
@@ -95,9 +96,9 @@ def estimate_requests(
     most["completion_tokens"] = min(turns * reply, context + reply)
     played = dict.fromkeys((cell.split, cell.runtime, cell.cap) for cell in cells)
     means = {key: mean_tokens(tasks[key[0]][:sampled], *key[1:], settings) for key in played}
-    rows = []
+    rows, shares = [], share_out(cells, {split: range(count) for split, count in counts.items()})
     for cell in cells:
-        episodes, mean = counts[cell.split], means[cell.split, cell.runtime, cell.cap]
+        episodes, mean = len(shares[cell]), means[cell.split, cell.runtime, cell.cap]
         likely = {name: round(episodes * mean[name]) for name in most}
         bounds = {f"{name}_at_most": episodes * bound for name, bound in most.items()}
         rows.append(asdict(cell) | {"episodes": episodes} | likely | bounds)
