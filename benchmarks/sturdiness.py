@@ -3,10 +3,10 @@
     python benchmarks/sturdiness.py --seeds 0 1 2 --arithmetics usual other
 
 A study is profile nano with one training seed under one arithmetic of the training: the kernels that torch chooses for
-this processor, or others that round differently. All play under the usual one. Tasks, traces and how the base and the
-teacher played are the first study's, as in ``make seeds``. Further studies draw everything by another seed, their tasks
-first of all: nobody looked at these when the model and the teacher were chosen. They go without the base, which is not
-trained. A finished study is kept, an interrupted one resumes.
+this processor, or, with the first seed, others that round differently. All play under the usual one. Tasks, traces and
+how the base and the teacher played are the first study's, as in ``make seeds``. Further studies draw everything by
+another seed, their tasks first of all: nobody looked at these when the model and the teacher were chosen. They go
+without the base, which is not trained. A finished study is kept, an interrupted one resumes.
 """
 
 import argparse
@@ -32,9 +32,9 @@ ARITHMETICS = {  # what is set in the environment
 PRODUCT = "import torch; torch.manual_seed(0); print((torch.randn(192, 512) @ torch.randn(512, 512)).double().tolist())"
 HEAD = """# Another training of the default study
 
-Profile nano, trained and played in {count} studies: training seeds {seeds}, each under the arithmetic {arithmetics} of
-the training. Tasks, traces and the cells of the base and the teacher are the same in all. Made by
-`python benchmarks/sturdiness.py`, whose `ARITHMETICS` says what the names stand for.
+Profile nano, trained and played in {count} studies, each named by the arithmetic of its training and its seed. Tasks,
+traces and the cells of the base and the teacher are the same in all. Made by `python benchmarks/sturdiness.py`, whose
+`ARITHMETICS` says what the names stand for.
 
 """
 OTHER_TASKS = """
@@ -109,14 +109,16 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if len({product(arithmetic) for arithmetic in args.arithmetics}) < len(args.arithmetics):
         sys.exit(f"on this processor two of {', '.join(args.arithmetics)} round alike: choose others")
-    studies = {f"{name} {seed}": (seed, name) for name in args.arithmetics for seed in args.seeds}
+    first, *others = args.arithmetics
+    studies = {f"{first} {seed}": (seed, first) for seed in args.seeds}
+    studies |= {f"{name} {args.seeds[0]}": (args.seeds[0], name) for name in others}
     folders = {study: args.folder.resolve() / study.replace(" ", "-seed") for study in studies}
-    others = {f"tasks {seed}": args.folder.resolve() / f"tasks-seed{seed}" for seed in args.tasks}
+    new_tasks = {f"tasks {seed}": args.folder.resolve() / f"tasks-seed{seed}" for seed in args.tasks}
     usual = next(iter(folders.values()))
     for study, (seed, arithmetic) in studies.items():
         play(folders[study], usual, arithmetic, "-p", f"03_finetune.seed={seed}")
-    for seed, other in zip(args.tasks, others.values(), strict=True):
+    for seed, other in zip(args.tasks, new_tasks.values(), strict=True):
         play(other, other, "usual", "-p", f"seed={seed}", "-p", 'models={"persistent": {}, "stateless": {}}')
-    told = {"count": len(studies), "seeds": ", ".join(map(str, args.seeds)), "arithmetics": ", ".join(args.arithmetics)}
-    text = HEAD.format(**told) + page(folders) + OTHER_TASKS + page({next(iter(folders)): usual} | others)
+    text = HEAD.format(count=len(studies)) + page(folders)
+    text += OTHER_TASKS + page({next(iter(folders)): usual} | new_tasks)
     write_text(ROOT / "benchmarks" / "sturdiness.md", text)

@@ -66,7 +66,9 @@ def style() -> dict:
 
 
 def short(name: str) -> str:
-    """A model's name, cut in its middle to LONGEST characters."""
+    """A model's name, "P-matched" for "persistent-matched", cut in its middle to LONGEST characters."""
+    regime, dash, rest = name.partition("-")
+    name = SHORT[regime] + dash + rest if dash and regime in SHORT else name
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 6]}…{name[-5:]}"
 
 
