@@ -354,6 +354,17 @@ def test_one_cell_and_one_episode_can_be_drawn(drawn, model, monkeypatch):
         assert drawing is None or all(ax.has_data() for ax in drawing.figure.axes)
 
 
+def test_variants_of_an_adapter_are_named_by_their_regime():
+    names = ("persistent-matched", "stateless-matched", "mixed", "persistent", "glm-4")
+    assert [style.cell_label(name, "stateless")[:-2] for name in names] == [
+        "P-matched",
+        "S-matched",
+        "mixed",
+        "P",
+        "glm-4",
+    ]
+
+
 def test_other_models_and_all_runtimes_fit_the_page(drawn, monkeypatch):
     names = ("base", "meta-llama--Llama-3.1-8B-Instruct", "glm-4")
 
