@@ -113,10 +113,10 @@ def recovery_table(
     """Missing-binding errors and what followed, a row per cell; name, name_low and name_high are a value with its ends.
 
     ``missing``: share of scored episodes with such an error (of ``estimates``). ``errors``: how many there are;
-    ``known``: episodes with one whose task is at hand, so that new items can be told. ``recovered``: share of these
-    whose last error was followed by a new item (Wilson). ``turns``, ``tokens``: means from an error to the next new
-    item, over the errors that have one. ``lost_tokens``: mean tokens that a known episode that did not recover spent
-    after the first error with no new item behind it.
+    ``known``: episodes with one whose task is at hand, so that tries can be told. ``recovered``: share of these whose
+    last error was followed by a first try of an item (Wilson). ``turns``, ``tokens``: means from an error to the next
+    first try, over the errors that have one. ``lost_tokens``: mean tokens that a known episode that did not recover
+    spent after the first error with no first try behind it.
     """
     rows = []
     for key, group in completed(episodes).groupby(CELL, sort=False):
@@ -137,9 +137,10 @@ def recovery_table(
 def recovery_shown(recovery: pd.DataFrame) -> Table:
     """``recovery_table`` as text."""
     caption = (
-        "Missing-binding errors (a NameError for a name that an earlier turn had bound) and recovery: the agent gets "
-        "to a new item after the last of them. 95 % intervals: of shares of episodes Wilson's, of means from resampled "
-        "episodes. Tokens lost: what an episode that did not recover spent after the error it never got over."
+        "Missing-binding errors (a NameError for a name that an earlier turn had bound) and recovery: after the last "
+        "of them the agent inspects an item, or tries to take one, for the first time. 95 % intervals: of shares of "
+        "episodes Wilson's, of means from resampled episodes. Tokens lost: what an episode that did not recover spent "
+        "after the error it never got over."
     )
     columns = {"n": "n", "errors": "errors", "episodes with an error %": ("missing", 0, 100)}
     columns |= {"of them recover %": ("recovered", 0, 100), "turns to recover": ("turns", 1)}

@@ -157,13 +157,15 @@ def turn_error(turn: Turn) -> str:
 @dataclass(frozen=True)
 class Step:
     """What the tools did in one turn: items inspected and taken for the first time, refusals in order as
-    (tool, type of error), and the names of all tools called. The cap acts before a tool: it refuses nothing here, and
-    what it stops is no call."""
+    (tool, type of error), the names of all tools called, and how many items a tool was called with that it never had
+    been called with before, refused or not. The cap acts before a tool: it refuses nothing here, and what it stops is
+    no call."""
 
     inspected: tuple[str, ...] = ()
     taken: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
     called: tuple[str, ...] = ()
+    first_tries: int = 0
 
     @property
     def gained(self) -> bool:
@@ -186,7 +188,7 @@ def play_again(
     """
     if trace.kind is None:
         return None
-    environment, steps, called, refused = KnapsackEnvironment(task), [], [], []
+    environment, steps, called, refused, tried = KnapsackEnvironment(task), [], [], [], set()
     tools = {name: _noting(name, tool, called, refused) for name, tool in environment.tools.items()}
     with Runtime(trace.kind, tools, max_tool_calls, pool=pool) as runtime:
         for turn in trace.turns:
@@ -198,16 +200,19 @@ def play_again(
             else:
                 runtime.run(turn.code)
             inspected = tuple(environment.inspected)[before[0] :]
-            steps.append(Step(inspected, tuple(environment.taken[before[1] :]), tuple(refused), tuple(called)))
+            taken, names = tuple(environment.taken[before[1] :]), tuple(name for name, _ in called)
+            first = {call for call in called if call[1] in task.items} - tried
+            tried |= first
+            steps.append(Step(inspected, taken, tuple(refused), names, len(first)))
     now = environment.metrics()
     same = all(trace.metrics.get(name) == now[name] for name in ("agent_value", "items_taken_count", "inspected_count"))
     return steps if same and trace.taken in (None, environment.taken) else None
 
 
-def _noting(name: str, tool: Callable, called: list[str], refused: list[tuple[str, str]]) -> Callable:
+def _noting(name: str, tool: Callable, called: list[tuple[str, str]], refused: list[tuple[str, str]]) -> Callable:
     @functools.wraps(tool)
     def call(*arguments, **keywords):
-        called.append(name)
+        called.append((name, str(next(iter([*arguments, *keywords.values()]), ""))))
         try:
             return tool(*arguments, **keywords)
         except Exception as error:
@@ -235,16 +240,16 @@ def recoveries(trace: Trace | Episode, steps: list[Step]) -> list[dict]:
     """What followed each missing-binding error, with ``steps`` from ``play_again``; errors in a row overlap.
 
     ``turn`` had the error (from 0); ``turns`` and ``tokens`` (prompt and completion) count the turns after it, up to
-    and including the next with a new item, or to the end if there was none (``recovered`` is False: the numbers are
-    then lower bounds).
+    and including the next with a first try of an item, or to the end if there was none (``recovered`` is False: the
+    numbers are then lower bounds). An item that is refused counts: whoever gets to it has found the way back.
     """
     found = []
     for index, turn in enumerate(trace.turns):
         if turn_error(turn) == "missing binding":
-            gains = [later for later in range(index + 1, len(steps)) if steps[later].gained]
-            spent = trace.turns[index + 1 : gains[0] + 1 if gains else len(steps)]
+            back = [later for later in range(index + 1, len(steps)) if steps[later].first_tries]
+            spent = trace.turns[index + 1 : back[0] + 1 if back else len(steps)]
             tokens = sum(turn.prompt_tokens + turn.completion_tokens for turn in spent)
-            found.append({"turn": index, "turns": len(spent), "tokens": tokens, "recovered": bool(gains)})
+            found.append({"turn": index, "turns": len(spent), "tokens": tokens, "recovered": bool(back)})
     return found
 
 

@@ -151,8 +151,8 @@ def test_playing_again_tells_what_each_turn_gained():
     codes += [f"inspect({good!r})\ntake_item({good!r})\ntake_item({bad!r})\ntake_item({more!r})", "finish()"]
     episode = scripted.play(task, "stateless", [c if c == "no code" else scripted.block(c) for c in codes])
     called = [("inspect", "inspect"), (), ("inspect", "take_item", "take_item"), ("finish",)]
-    third = conduct.Step(taken=(good,), refused=(("take_item", "PermissionError"),), called=called[2])
-    steps = [conduct.Step(inspected=(good, bad), called=called[0]), conduct.Step(), third]
+    third = conduct.Step(taken=(good,), refused=(("take_item", "PermissionError"),), called=called[2], first_tries=2)
+    steps = [conduct.Step(inspected=(good, bad), called=called[0], first_tries=2), conduct.Step(), third]
     steps.append(conduct.Step(called=called[3]))
     assert conduct.play_again(task, episode) == steps and [step.tries for step in steps] == [0, 0, 2, 0]
 
@@ -195,7 +195,7 @@ def test_a_replay_that_ends_elsewhere_tells_nothing(tmp_path):
     assert conduct.play_again(task, unnamed) is None
 
 
-def test_recovery_ends_with_the_next_new_item():
+def test_recovery_ends_with_the_next_first_try_of_an_item():
     task = scripted.small_task()
     one, two, three = list(task.items)[:3]
     codes = [f"ids = [{one!r}]\ninspect(ids[0])", "inspect(ids[0])", "inspect(ids[0])"]  # missing, and again
@@ -209,6 +209,16 @@ def test_recovery_ends_with_the_next_new_item():
         {"turn": 2, "turns": 2, "tokens": sum(spent[3:5]), "recovered": True},
         {"turn": 5, "turns": 2, "tokens": sum(spent[6:]), "recovered": False},
     ]
+
+
+def test_who_tries_the_rest_and_is_refused_has_found_the_way_back():
+    task = scripted.small_task()
+    bad = next(i for i, item in task.items.items() if item.item_class not in task.allowed_classes)
+    take = f"try:\n    take_item({bad!r})\nexcept Exception:\n    pass"
+    codes = [f"ids = [{bad!r}]\ninspect(ids[0])", "print(ids)", f"inspect({bad!r})\n{take}", "print(ids)", take]
+    episode = scripted.play(task, "stateless", [scripted.block(code) for code in [*codes, "finish()"]])
+    found = conduct.recoveries(episode, conduct.play_again(task, episode))
+    assert [(row["turn"], row["turns"], row["recovered"]) for row in found] == [(1, 1, True), (3, 2, False)]
 
 
 @pytest.mark.skipif(not EXAMPLES.exists(), reason="the published examples are not on this machine")

@@ -87,7 +87,7 @@ def _error_shares(turns: pd.DataFrame) -> pd.DataFrame:
 
 
 def _recovery_shares(recoveries: pd.DataFrame) -> pd.DataFrame:
-    """Per cell: n missing-binding errors, how many a new item followed, with its share, and after how many turns."""
+    """Per cell: n missing-binding errors; how many the first try of an item followed, and after how many turns."""
     rows = []
     for key, group in recoveries.groupby(style.BY_SETTING, sort=False):
         count, n = int(group["recovered"].sum()), len(group)
@@ -99,8 +99,8 @@ def _recovery_shares(recoveries: pd.DataFrame) -> pd.DataFrame:
 
 
 def errors_and_recovery(episodes: pd.DataFrame, conduct: Conduct) -> style.Drawing:
-    """Above, the share of each error among the episodes still running, turn by turn; below, how often and how soon a
-    new item follows a missing-binding error.
+    """Above, the share of each error among the episodes still running, turn by turn; below, how often and how soon
+    the first try of an item follows a missing-binding error.
 
     The trained cells are shown above, or those that there are if none is; all cells with such an error below.
     """
@@ -136,9 +136,9 @@ def errors_and_recovery(episodes: pd.DataFrame, conduct: Conduct) -> style.Drawi
     if len(recovery):
         _recovery_panel(parts[1], recovery)
         told = (
-            "Below: share of missing-binding errors after which the episode came to a new item, inspected or taken, "
-            f"with the 95 % Wilson interval (n = {style.span(recovery['n'])} errors a cell, each counted alone), and "
-            "the median of the turns until then. "
+            "Below: share of missing-binding errors after which the agent inspected an item, or tried to take one, "
+            f"for the first time, with the 95 % Wilson interval (n = {style.span(recovery['n'])} errors a cell, each "
+            "counted alone), and the median of the turns until then. "
         )
     seen = style.patches({name: look for name, look in KINDS_OF_ERROR.items() if (errors[name] > 0).any()})
     style.legend_above(figure, [*seen, Line2D([], [], color=style.INK, lw=0.9, label="episodes running")])
@@ -154,7 +154,7 @@ def errors_and_recovery(episodes: pd.DataFrame, conduct: Conduct) -> style.Drawi
 
 def _recovery_panel(part: SubFigure, recovery: pd.DataFrame) -> None:
     ax, found, settings, names = part.subplots(), style.looks(style.cells_in(recovery)), setting_names(recovery), []
-    ax.set_title("missing-binding errors followed by a new item", fontsize=6.5, loc="right")
+    ax.set_title("missing-binding errors followed by the first try of an item", fontsize=6.5, loc="right")
     for y, row in enumerate(recovery.to_dict("records")):
         cell = row["model"], row["runtime"]
         names.append(f"{settings[row['split'], row['cap']]}: {style.cell_label(*cell)}")
