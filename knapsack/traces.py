@@ -69,8 +69,11 @@ class Cell:
     def name(self) -> str:
         """The name of its folder: ``<model>_<runtime>_<split>`` as published, where the cap is the paper's, and
         ``<model>_<runtime>_<split>-cap<cap>`` for any other."""
-        end = "" if self.cap == runtime.MAX_TOOL_CALLS else f"-cap{self.cap}"
-        return f"{self.model}_{self.runtime}_{self.split}{end}"
+        return f"{self.model}_{self.runtime}_{self.split}{self._end}"
+
+    @property
+    def _end(self) -> str:
+        return "" if self.cap == runtime.MAX_TOOL_CALLS else f"-cap{self.cap}"
 
     @classmethod
     def of(cls, name: str) -> Self | None:
@@ -83,7 +86,7 @@ class Cell:
     def folder(self, run: Run) -> Path:
         """Where the episodes lie; what the teacher does on training tasks are the traces to learn from."""
         if (self.model, self.split) == ("teacher", "train"):
-            return run.traces(self.name.removeprefix("teacher_").replace("_train", ""))
+            return run.traces(f"{self.runtime}{self._end}")
         return run.evaluations / self.name
 
 

@@ -50,7 +50,6 @@ processes: int = 2  # worker processes
 
 # %%
 import time
-from itertools import cycle
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -87,8 +86,8 @@ sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
 settings = pick(Settings, parameters, temperature=None)  # a chat model's own default, as in the paper
 cells = [Cell("teacher", kind, "train", cap) for cap in training_caps for kind in KINDS]
 endpoints = {"teacher": read_endpoint("teacher", teacher)} if teacher else {}
+training_tasks = {"train": read_tasks(run.tasks("train"), n_train)}
 if endpoints:  # what this may cost, before anything is sent
-    training_tasks = {"train": read_tasks(run.tasks("train"), n_train)}
     estimate = estimate_requests(cells, {"train": n_train}, settings, training_tasks)
     display(Markdown(spending_sentence(estimate, max_total_tokens)))
 evaluate(
@@ -100,11 +99,12 @@ evaluate(
     max_total_tokens=max_total_tokens,
     processes=processes,
 )
-played = {kind: [] for kind in KINDS}
-for task, cap in zip(read_tasks(run.tasks("train"), n_train), cycle(training_caps), strict=False):
-    for kind in KINDS:
-        folder = Cell("teacher", kind, "train", cap).folder(run)
-        played[kind].append(traces.read_trace(traces.trace_path(folder, task.task_id)))
+paths = {
+    (cell.runtime, task.task_id): traces.trace_path(cell.folder(run), task.task_id)
+    for cell, tasks in traces.share_out(cells, training_tasks).items()
+    for task in tasks
+}
+played = {kind: [traces.read_trace(paths[kind, task.task_id]) for task in training_tasks["train"]] for kind in KINDS}
 
 # %% [markdown]
 # ## One pair, side by side
