@@ -154,7 +154,7 @@ def errors_and_recovery(episodes: pd.DataFrame, conduct: Conduct) -> style.Drawi
 
 def _recovery_panel(part: SubFigure, recovery: pd.DataFrame) -> None:
     ax, found, settings, names = part.subplots(), style.looks(style.cells_in(recovery)), setting_names(recovery), []
-    ax.set_title("such errors followed by the first try of an item", fontsize=6.5, loc="right")
+    ax.set_title("missing bindings, then the first try of an item", fontsize=6.5, loc="right")
     for y, row in enumerate(recovery.to_dict("records")):
         cell = row["model"], row["runtime"]
         names.append(f"{settings[row['split'], row['cap']]}: {style.cell_label(*cell)}")
