@@ -127,6 +127,15 @@ def plan(profile_name: str, run_folder: str, assignments: list[str], reuse: str 
     return steps
 
 
+def keep_recorded(run: Run, steps: list[Step], running: list[Step], assignments: list[str]) -> None:
+    """Notebooks that do not run keep what the run was made with, but for parameters that concern those which do."""
+    asked = {assignment.partition("=")[0].rpartition(".")[2] for assignment in assignments}
+    told, manifest = asked.union(*(step.types for step in running)), run.read_manifest()
+    for step in steps:
+        recorded = manifest.get(step.name, {}).get("parameters", {})
+        step.parameters |= {name: recorded[name] for name in recorded.keys() & step.types.keys() - told}
+
+
 def prepare(run: Run, steps: list[Step], fresh: bool) -> None:
     """Empty the run folder (``fresh``), or check that its finished steps have these parameters; raises ValueError."""
     if fresh:
@@ -264,6 +273,8 @@ def main(arguments: list[str]) -> int:
             first = last = options.only
         if not 1 <= first <= last <= len(every):
             raise ValueError(f"notebooks {first} to {last}: there are 1 to {len(every)}")
+        if not options.fresh:
+            keep_recorded(run, every, every[first - 1 : last], options.assignments)
         if refused := preview(run, every, every[first - 1 : last], options):
             raise ValueError(refused)
         if options.dry_run:

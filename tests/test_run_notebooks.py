@@ -131,10 +131,20 @@ def test_a_parameter_reaches_every_notebook_that_declares_it_and_a_change_stops_
     assert run_notebooks.main(["--from", "2", "-p", "names=x,y"]) == 2
     assert "01_one was run with seed = 7, now 0" in capsys.readouterr().err
 
+    assert run_notebooks.main(["--from", "2", "-p", "seed=7", "-p", "names=z"]) == 2
+    assert "01_one was run with names = ['x', 'y'], now ['z']" in capsys.readouterr().err
+
     assert run_notebooks.main(["--only", "2", "--fresh"]) == 0
     assert not (root / "runs/nano/01_one.json").exists() and values(root, "02_two") == {"seed": 0, "label": "b"}
     manifest = json.loads((root / "runs/nano/manifest.json").read_text())
     assert manifest["run_notebooks"]["parameters"]["profile"] == "nano" and "01_one" not in manifest
+
+
+def test_a_notebook_that_does_not_run_keeps_what_it_was_run_with(root, capsys):
+    assert run_notebooks.main(["-p", "names=x,y"]) == 0
+    assert run_notebooks.main(["--only", "2"]) == 0
+    assert run_notebooks.main([]) == 2  # the first would run again, with another value
+    assert "01_one was run with names = ['x', 'y'], now ['a']" in capsys.readouterr().err
 
 
 def test_a_parameter_of_one_notebook_and_the_last_notebook_to_run(root):
