@@ -133,7 +133,8 @@ def keep_recorded(run: Run, steps: list[Step], running: list[Step], assignments:
     told, manifest = asked.union(*(step.types for step in running)), run.read_manifest()
     for step in steps:
         recorded = manifest.get(step.name, {}).get("parameters", {})
-        step.parameters |= {name: recorded[name] for name in recorded.keys() & step.types.keys() - told}
+        kept = {name: recorded[name] for name in recorded.keys() & step.types.keys() - told}
+        step.parameters = check(step.name, step.types, step.parameters | kept)
 
 
 def prepare(run: Run, steps: list[Step], fresh: bool) -> None:
