@@ -42,6 +42,7 @@ except ImportError as error:
     sys.exit(f"{error}: install first, with `make report` or `pip install -r requirements.lock && pip install -e .`")
 
 ROOT = Path(__file__).resolve().parent
+STARTS = 3  # attempts at starting a kernel
 RUNNER = "run_notebooks"  # this program's entry in the manifest
 RECOMPUTED = "05_analysis"  # keeps nothing from an earlier run, so its parameters may change
 # What a resumed run may change: what has no effect on results, and which cells are played (each says how it was made).
@@ -207,13 +208,21 @@ def execute(step: Step, target: Path, log: bool) -> str | None:
         options["progress_bar"] = {"desc": step.name, "disable": None}  # None: no bar but on a terminal
         options["stdout_file"] = sys.stdout if log else None
         options["stderr_file"] = sys.stderr if log or sys.stderr.isatty() else None  # the bars of the cells
-        papermill.execute_notebook(step.path, target, changed, **options)
+        for left in reversed(range(STARTS)):
+            try:
+                papermill.execute_notebook(step.path, target, changed, **options)
+                break
+            except RuntimeError as error:  # the kernel's ports are chosen first and taken later: another may be faster
+                if isinstance(error, DeadKernelError) or not left:
+                    raise
         step.status = "done"
     except papermill.PapermillExecutionError as error:
         reason = f"{error.ename}: {error.evalue}".strip().splitlines()[-1]
         return f"{step.name} failed in cell [{error.exec_count}]: {reason}\nThe executed notebook: {target}"
     except DeadKernelError:
         return f"{step.name}: its kernel died, most likely for want of memory\nThe executed notebook: {target}"
+    except RuntimeError as error:
+        return f"{step.name}: its kernel did not start in {STARTS} attempts ({error}); the same command resumes"
     except OSError as error:
         return f"{step.name} was stopped: {error}; free or unlock the disk of {target}, then the same command resumes"
     except KeyboardInterrupt:

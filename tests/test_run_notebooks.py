@@ -236,6 +236,22 @@ def test_a_full_disk_is_said_to_be_full(root, capsys, monkeypatch):
     assert "No space left on device" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("failures", "code"), [(1, 0), (run_notebooks.STARTS, 1)])
+def test_a_kernel_that_does_not_start_is_started_again_and_then_said(root, capsys, failures, code):
+    failing = f"""
+import os, pathlib, sys
+failed = pathlib.Path({str(root / "failed")!r})
+before = len(failed.read_text()) if failed.exists() else 0
+if "ipykernel_launcher" in sys.orig_argv and before < {failures}:
+    failed.write_text("." * (before + 1))
+    os._exit(1)
+"""
+    (root / "sitecustomize.py").write_text(failing)  # read by every interpreter that has this folder on its path
+    assert run_notebooks.main(["--only", "1"]) == code
+    assert (root / "failed").read_text() == "." * failures
+    assert ("did not start in 3 attempts" in capsys.readouterr().err) == bool(code)
+
+
 def test_the_kernel_is_this_interpreter_offline_if_the_profile_says_so(root, tmp_path, monkeypatch):
     elsewhere = tmp_path / "data" / "kernels" / "python3"
     elsewhere.mkdir(parents=True)
