@@ -249,8 +249,8 @@ def write_card(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "base")
-    parser.add_argument("--tokens", type=float, default=1.1e7, help="padded tokens to train on")
-    parser.add_argument("--exercises", type=int, default=15000)
+    parser.add_argument("--tokens", type=float, default=1e7, help="padded tokens to train on")
+    parser.add_argument("--exercises", type=int, default=13000)
     parser.add_argument("--toys", type=float, default=0.45, help="share of toy episodes among the exercises")
     parser.add_argument("--replays", type=float, default=0.15, help="share of replays of random code")
     parser.add_argument("--batch-tokens", type=int, default=2048, help="padded tokens of a step, by all processes")

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from knapsack import prompts
+from knapsack.agent import run_alone
 from knapsack.nano import curriculum, training
 from knapsack.nano import model as nano
 from knapsack.runs import find_base
@@ -66,6 +68,26 @@ def test_no_toy_world_is_opaque_knapsack():
     for seed in range(300):
         world = curriculum.toy(seed)[0].world
         assert " / " not in world.order and not (world.only and world.room and world.refuses)
+
+
+@pytest.mark.parametrize("style", KINDS)
+def test_no_word_that_is_drawn_is_one_that_every_writer_needs(style):
+    """A name carries no label where it first occurs: with a thing called key, ``key=lambda`` could not be learned."""
+    with interpreter_pool(1) as pool:
+        for seed in range(30):
+            world, plan = curriculum.toy(seed)
+            writer = curriculum.Writer(world.world, style, plan, min(world.cap, 25), world.names)
+            messages = run_alone(curriculum.play(world, style, pool), partial(curriculum.answer, writer))
+            w, said = world.world, " ".join(plan.report).split()
+            drawn = {w.listing, w.reading, w.acting, *w.fields, *w.constants, *world.names.values(), *said}
+            code = "".join(re.findall(r"```python(.*?)```", "".join(m["content"] for m in messages[2::2]), re.DOTALL))
+            assert not {*re.findall("[A-Za-z_]+", re.sub("item_[0-9a-f]+", "", code))} - drawn & {*curriculum.WORDS}
+
+
+def test_untold_toy_episodes_name_no_runtime_anywhere(toys):
+    untold = [m for m, _, _ in toys if "Runtime" not in m[0]["content"]]
+    assert 0 < len(untold) < len(toys) / 2
+    assert not any("runtime" in message["content"] for messages in untold for message in messages)
 
 
 def test_the_compact_task_is_told_as_a_toy_world_is():
