@@ -130,15 +130,24 @@ def train(
     model.train()
     # Copying lives off words being easy to tell apart, and an optimiser that normalises gradients drags along, all in
     # one direction, the embeddings of the many words that a batch does not hold. So what is only ever looked up (names,
-    # ids, numbers), or never occurs, stays as it was drawn, and the rest of the structured start moves slowly.
+    # ids, numbers), or never occurs, stays as it was drawn, other embeddings move slowly, and the heads of the
+    # structured start do not move at all: trained, they took some ids for others, always the same.
     learned = torch.zeros(model.config.vocab_size, 1)
     learned[torch.cat([ids for ids, _ in rows]).unique().long()] = 1
     learned[looked_up(tokenizer)] = 0
     model.model.embed_tokens.weight.register_hook(lambda gradient: gradient * learned)
+    for name, parameter in model.model.layers[:2].named_parameters():
+        parameter.requires_grad_(not re.match(r"0\.self_attn|[01]\.input_layernorm|1\.self_attn\.[qk]_norm", name))
+    second, copying = model.model.layers[1].self_attn, 3 * model.config.head_dim
+    for projection in (second.q_proj, second.k_proj, second.v_proj, second.o_proj):
+        free = torch.zeros_like(projection.weight)
+        (free.T if projection is second.o_proj else free)[copying:] = 1
+        projection.weight.register_hook(lambda gradient, free=free: gradient * free)
     groups = [{"params": [], "weight_decay": decay, "share": share} for decay in (0.0, 0.05) for share in (0.5, 1.0)]
     for name, parameter in model.named_parameters():
-        started = "embed_tokens" in name or "layers.0.self_attn" in name or "layers.1.self_attn" in name
-        groups[2 * (parameter.ndim > 1 and not started) + (not started)]["params"].append(parameter)
+        kept = "embed_tokens" in name or "layers.1.self_attn" in name  # decay would act where no gradient does
+        if parameter.requires_grad:
+            groups[2 * (parameter.ndim > 1 and not kept) + ("embed_tokens" not in name)]["params"].append(parameter)
     optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=rate, betas=(0.9, 0.95), fused=True
     )
@@ -151,7 +160,7 @@ def train(
             size = torch.tensor([float(len(batch) * max(len(ids) for ids, _ in batch))])
             loss = loss.detach()[None]
             if ranks > 1:
-                mean_over_processes([*(p.grad for p in model.parameters()), size, loss], ranks)
+                mean_over_processes([*(p.grad for p in model.parameters() if p.requires_grad), size, loss], ranks)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             scale = min(1.0, (step + 1) / 50, 1.02 - seen / tokens)  # warm up, then down to nothing
             for group in optimizer.param_groups:
@@ -205,9 +214,9 @@ record of that run.
 prompts, and 60 tasks solved by the rule-based teacher, so that common words are one token each.
 
 **The attention of its first two layers did not start from random weights** but from a structure
-that copies (`knapsack.nano.model.start_copying`). All weights were trained on from there, except the embeddings of
-names, ids, numbers and letters, which are only ever looked up, and of words that never occurred: these stayed as they
-were drawn.
+that copies (`knapsack.nano.model.start_copying`). All weights were trained on from there, except the seven heads that
+copy, and the embeddings of names, ids, numbers and letters, which are only ever looked up, and of words that never
+occurred: these stayed as they were.
 
 On held-out exercises its first choice is right for {accuracies}.
 
