@@ -2,9 +2,10 @@
 
 The *persistent* style binds records and defines helpers in its first block and only calls them after that. The
 *stateless* style prints what it knows at the end of each block and binds it again from that observation at the start of
-the next. Both take the same decisions, so their traces on a task are matched pairs. ``Writer`` writes for any ``World``
-of things that are read, then acted on; ``RuleTeacher`` is the writer of Opaque Knapsack, and ``nano.curriculum`` has
-the scale model's base practise on many other worlds with the same writer.
+the next, under a comment that repeats the line before it. Both take the same decisions, so their traces on a task are
+matched pairs. ``Writer`` writes for any ``World`` of things that are read, then acted on; ``RuleTeacher`` is the writer
+of Opaque Knapsack, and ``nano.curriculum`` has the scale model's base practise on many other worlds with the same
+writer.
 
 The policy: read up to the limit, then act in the world's order and learn from refusals which kinds are refused. It
 sees only what the tools show. A block that the cap cut short is written again with a smaller batch. A persistent
@@ -96,15 +97,14 @@ class Plan:
 
 @dataclass
 class Writer:
-    """Writes the replies of one episode. ``names``: what it calls its variables, by those of NAMES. With ``alike``
-    stateless replies begin alike whatever they are for, so that a model's slip there does not lead its code astray."""
+    """Writes the replies of one episode. ``names``: what it calls its variables, by those of NAMES. Stateless replies
+    begin alike whatever they are for, so that a model's slip there does not lead its code astray."""
 
     world: World
     style: Kind
     plan: Plan
     cap: int = 25
     names: dict[str, str] = field(default_factory=lambda: dict(zip(NAMES, NAMES, strict=True)))
-    alike: bool = False
 
     def __post_init__(self):
         self.phase = "look"  # → "act" → "finish"
@@ -158,20 +158,22 @@ class Writer:
     def _understand(self, output: str) -> str:
         """Take in what a block printed; returns the thought that opens the next reply."""
         self.carried = "".join(f"{line}\n" for line in output.splitlines() if " = " in line)
-        restoring = self._say(RESTORED) + " " if self.style == "stateless" else ""
+        restoring = self._say(RESTORED) if self.style == "stateless" else ""
         if self.phase == "look":
             have, rest = self.plan.report
             found = re.findall(rf"^({have} (\d+) {rest} (\d+))$", output, re.MULTILINE)
             said, self.known, left = found[-1][0], int(found[-1][1]), int(found[-1][2])
+            self.carried = f"# {said}\n{self.carried}"
             self.phase = "look" if left else "act"
             purpose = self._say(MORE if left else ACT)
-            return f"Result: {said}. {restoring.rstrip() if self.alike and restoring else restoring + purpose}"
+            return f"Result: {said}. {restoring or purpose}"
         untried = int(re.findall(r"^untried (\d+)$", output, re.MULTILINE)[-1])
         self.tried += self.counts["act"]
         if not untried:
             self.phase = "finish"
             return "Result: untried 0. " + self._say(DONE)
-        return f"Result: untried {untried}. " + restoring + self._say(AGAIN)
+        self.carried = f"# untried {untried}\n{self.carried}"
+        return f"Result: untried {untried}. {restoring or self._say(AGAIN)}"
 
     def _slip(self, code: str) -> str:
         """The same block with a natural mistake: records that were not bound again, a parenthesis left open, text
@@ -201,7 +203,7 @@ class Writer:
 
     def _listing(self) -> str:
         ids, order = self.names["ids"], self.plan.order
-        listing = f"{ids} = json.loads({self.world.listing}())"
+        listing = f"import json\n{ids} = json.loads({self.world.listing}())"
         return f"{listing}\n{ids} = {ids}{order.replace('ids', ids)}\n" if "+" in order else f"{listing}{order}\n"
 
     def _reading(self) -> str:
@@ -257,13 +259,13 @@ class Writer:
         looking, bound = self.phase == "look", self.carried or self._bound()
         if self.style == "persistent":
             return self._call("look" if looking else "fill") if self.turn else self._helpers()
-        head = "import json\n" * (looking or self.alike) + bound + self._listing() * looking
+        head = bound + self._listing() * looking
         code, printed = self._reading() if looking else self._acting(), self._printed()
         return lambda count: head + code.replace(BATCH, str(count)) + printed
 
     def _helpers(self) -> Callable[[int], str]:
         """The block that binds all state, defines both helpers, and calls the first."""
-        n, head = self.names, f"import json\n{self._bound()}{self._listing()}"
+        n, head = self.names, self._bound() + self._listing()
         acting = (f"global {n['left']}\n" if self.world.room else "") + self._acting()
         acting = acting.replace(BATCH, str(self.counts["act"]))
         for helper, code in (("look", self._reading()), ("fill", acting)):
@@ -299,7 +301,7 @@ class RuleTeacher:
             refuses=True,
         )
         plan = Plan.draw(stream(seed, "teacher", task.seed), max_tool_calls)
-        self.writer = Writer(world, kind, plan, max_tool_calls, alike=True)
+        self.writer = Writer(world, kind, plan, max_tool_calls)
         self.tokenizer = tokenizer
 
     def __call__(self, messages: list[Message]) -> Reply:

@@ -27,7 +27,7 @@ from knapsack.prompts import (
     protocol_error_message,
 )
 from knapsack.runs import stream
-from knapsack.runtime import KINDS, Kind, Observation, Runtime, told
+from knapsack.runtime import KINDS, Kind, Observation, Runtime
 from knapsack.tasks import pool_id
 from knapsack.teacher import LOST, NAMES, Plan, World, Writer
 
@@ -67,7 +67,7 @@ WORDS = tuple(dict.fromkeys([*_TALE, *_FIELDS.split(), *_OTHER.split()]))
 PRACTISED = tuple(word for word in WORDS if word not in UNSEEN)
 ORDERS = ("", "{0}", "{1}", "{0} + {1}", "{0} - {1}", "{1} - {0}", "{1} + {0}")  # keys to sort by
 CAPS = (25, 25, 25, 40, 60, 80, 100)
-RANGES = ((20, 100), (50, 500), (20, 500), (5, 9))  # of numbers: with few of them, neighbouring records look alike
+RANGES = ((20, 100), (50, 500), (20, 500))  # of numbers
 
 
 class ToyWorld:
@@ -155,9 +155,9 @@ class ToyWorld:
     def opening(self, kind: Kind) -> list[Message]:
         world = self.world
         tools = {"listing": world.listing, "reading": world.reading, "acting": world.acting}
-        said = told(kind)
-        runtime = f"{RUNTIME_COMPACT[said]}\n" if said else ""
-        system = COMPACT.format(runtime=runtime, fields=", ".join(world.fields), cap=self.cap, **tools)
+        system = COMPACT.format(
+            runtime=f"{RUNTIME_COMPACT[kind]}\n", fields=", ".join(world.fields), cap=self.cap, **tools
+        )
         user = TASK_COMPACT.format(
             what="Toy",
             kinds=f"{world.fields[-1]} {self.letters}",
@@ -215,15 +215,14 @@ def toy_episode(seed: int, pool) -> tuple[list[Message], str, str]:
     world, plan = toy(seed)
     source = stream(seed, "regime")
     style, kind = source.choice(KINDS), source.choices(KINDS, (2, 3))[0]
-    alike, cue = source.random() < 0.5, "" if source.random() < 0.85 else "-untold"
-    writer, slips = Writer(world.world, style, plan, min(world.cap, 25), world.names, alike), []
+    writer, slips = Writer(world.world, style, plan, min(world.cap, 25), world.names), []
 
     def reply(messages: list[Message]) -> Reply:
         written = answer(writer, messages)
         slips.extend([len(messages)] * writer.slipped)
         return written
 
-    messages = run_alone(play(world, f"{kind}{cue}", pool), reply)
+    messages = run_alone(play(world, kind, pool), reply)
     for place in slips:
         messages[place]["slip"] = "yes"
     return messages[:-1], style, kind
@@ -307,20 +306,20 @@ def copy_exercise(seed: int, longest: int = 60) -> list[Message]:
     }
     stages = [*sorted(source.sample(range(1, count), min(count - 1, source.randint(0, 3)))), count]
     kept = source.choice((1.0, 1.0, 0.8))  # share of entries that a stage has: what followed what last is what counts
-    code = "import json\n" * (source.random() < 0.5)
-    rest_of_code = random_code(source, PRACTISED, source.randint(0, 5))
+    code = "import json\n" * (source.random() < 0.5) + random_code(source, PRACTISED, source.randint(0, 5))
 
-    def block(shown: dict, share: float = 0.6) -> tuple[str, str]:
-        lines = "".join(f"{constant} = {value}\n" for constant, value in values.items() if source.random() < share)
-        lines += f"{name} = {shown}\n"
-        return lines, f"```python\n{code}{lines}{rest_of_code}```"
+    def lines(shown: dict, share: float = 0.6) -> str:
+        bound = "".join(f"{constant} = {value}\n" for constant, value in values.items() if source.random() < share)
+        return f"{bound}{name} = {shown}\n"
 
-    messages = [message("user", f"{name} {have} {rest}"), message("assistant", block({}, 1)[1]) | {"slip": "yes"}]
+    first = message("assistant", f"```python\n{lines({}, 1)}{code}```") | {"slip": "yes"}
+    messages = [message("user", f"{name} {have} {rest}"), first]
     for stage in stages:
-        lines, reply = block({i: r for i, r in list(records.items())[:stage] if source.random() < kept})
+        bound = lines({i: r for i, r in list(records.items())[:stage] if source.random() < kept})
         result = f"{have} {stage} {rest} {count - stage}"
-        messages.append(observation_message(Observation(f"{result}\n{lines}"), source.choice(KINDS)))
-        messages.append(message("assistant", f"Result: {result}. I restore the records first.\n{reply}"))
+        messages.append(observation_message(Observation(f"{result}\n{bound}"), source.choice(KINDS)))
+        reply = f"Result: {result}. I restore the records first.\n```python\n# {result}\n{bound}{code}```"
+        messages.append(message("assistant", reply))
     return messages
 
 

@@ -84,12 +84,6 @@ def test_no_word_that_is_drawn_is_one_that_every_writer_needs(style):
             assert not {*re.findall("[A-Za-z_]+", re.sub("item_[0-9a-f]+", "", code))} - drawn & {*curriculum.WORDS}
 
 
-def test_untold_toy_episodes_name_no_runtime_anywhere(toys):
-    untold = [m for m, _, _ in toys if "Runtime" not in m[0]["content"]]
-    assert 0 < len(untold) < len(toys) / 2
-    assert not any("runtime" in message["content"] for messages in untold for message in messages)
-
-
 def test_the_compact_task_is_told_as_a_toy_world_is():
     said = r"[\w ]+, \w+ A to [A-Z]: (\w+) up to (\w+), \w+ [^.]+\.(\n\w+ = ('[A-Z]'|\d+))+"
     told = [curriculum.toy(seed)[0].opening("stateless") for seed in range(30)]
