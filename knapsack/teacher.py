@@ -41,7 +41,7 @@ AGAIN = ("Not everything was tried yet. I go on.", "Some are left to try. I go o
 DONE = ("All done. I finish.", "Nothing is left to do. I finish.", "Everything was tried. I finish.")
 CAPPED = ("Too many calls in one turn. I use a smaller batch.", "That was over the limit, so I take a smaller batch.")
 RESTORED = ("I bind the records again.", "I restore the records first.", "I write the records again.")
-LOST = ("{name} is gone. I run all my code again.", "{name} is not defined here. I run all of it again.")
+LOST = tuple(f"NameError: name '{{name}}' is not defined. I run {all} again." for all in ("all my code", "all of it"))
 WRONG = ("That was wrong. I correct it.", "A mistake. I write it again.")
 SENTENCES = OPENING + MORE + ACT + AGAIN + DONE + CAPPED + RESTORED + LOST + WRONG
 
