@@ -121,9 +121,23 @@ def mean_over_processes(tensors: list[torch.Tensor], ranks: int) -> None:
 
 
 def train(
-    model, tokenizer, rows: list[Row], tokens: int, *, batch_tokens: int, rate: float, seed: int, rank: int, ranks: int
+    model,
+    tokenizer,
+    rows: list[Row],
+    tokens: int,
+    *,
+    batch_tokens: int,
+    rate: float,
+    seed: int,
+    rank: int,
+    ranks: int,
+    checkpoint: Path,
 ) -> Iterator[dict]:
-    """Train for ``tokens`` padded tokens; yields a record of loss and speed every 100 steps."""
+    """Train for ``tokens`` padded tokens; yields a record of loss and speed every 100 steps.
+
+    Then it also writes ``checkpoint``, from which the same training goes on after an interruption; raises ValueError if
+    that is another training's.
+    """
     short = [row for row in rows if len(row[0]) <= 600]
     part = (batch_tokens // ranks, random.Random(seed), rank, ranks)
     early, later = batches(short, *part), batches(rows, *part)
@@ -152,9 +166,22 @@ def train(
     optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=rate, betas=(0.9, 0.95), fused=True
     )
-    seen, step, started, recent = 0, 0, time.monotonic(), []
-    with tqdm(total=tokens, unit="token", unit_scale=True, mininterval=5, disable=rank > 0) as bar:
+    arguments = [tokens, batch_tokens, rate, seed, ranks, len(rows)]
+    history, early_steps, recent = [{"step": 0, "tokens": 0, "seconds": 0}], 0, []
+    if checkpoint.exists():
+        saved = torch.load(checkpoint)
+        if saved["arguments"] != arguments:
+            raise ValueError(f"{checkpoint} is of another training: delete it, or go on with its arguments")
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        history, early_steps = saved["history"], saved["early_steps"]
+    seen, step, started = history[-1]["tokens"], history[-1]["step"], time.monotonic() - history[-1]["seconds"]
+    for number in range(step):  # pass over the batches that it has had
+        next(early if number < early_steps else later)
+    yield from history[1:]
+    with tqdm(total=tokens, initial=seen, unit="token", unit_scale=True, mininterval=5, disable=rank > 0) as bar:
         while seen < tokens:
+            early_steps += seen < 0.05 * tokens
             batch = next(early if seen < 0.05 * tokens else later)
             loss = loss_of(model, batch)
             loss.backward()
@@ -177,7 +204,13 @@ def train(
                 mean = sum(recent) / len(recent)
                 bar.set_postfix(loss=f"{mean:.4f}")
                 recent.clear()
-                yield {"step": step, "tokens": seen, "loss": round(mean, 4), "seconds": round(seconds)}
+                history.append({"step": step, "tokens": seen, "loss": round(mean, 4), "seconds": round(seconds)})
+                if rank == 0:
+                    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "arguments": arguments}
+                    partial = checkpoint.with_suffix(".tmp")
+                    torch.save(state | {"history": history, "early_steps": early_steps}, partial)
+                    partial.replace(checkpoint)
+                yield history[-1]
 
 
 @torch.no_grad()
@@ -287,14 +320,14 @@ def main() -> None:
     model = nano.new_model(tokenizer, arguments.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {len(rows)} rows")
     recipe = {"batch_tokens": arguments.batch_tokens, "rate": arguments.rate, "seed": arguments.seed}
-    history = []
-    for record in train(model, tokenizer, rows, int(arguments.tokens), **recipe, rank=rank, ranks=ranks):
-        history.append(record)
-        if rank == 0 and (len(history) % 5 == 0 or record["tokens"] >= arguments.tokens):
-            copy.deepcopy(model).to(torch.bfloat16).save_pretrained(arguments.out)
-            tokenizer.save_pretrained(arguments.out)
+    checkpoint = arguments.out / "checkpoint.pt"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    recipe |= {"rank": rank, "ranks": ranks, "checkpoint": checkpoint}
+    history = list(train(model, tokenizer, rows, int(arguments.tokens), **recipe))
     if rank > 0:
         return
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(arguments.out)
+    tokenizer.save_pretrained(arguments.out)
     record = {
         "command": f"torchrun --nproc-per-node {ranks} -m knapsack.nano.training",
         "arguments": {k: v for k, v in vars(arguments).items() if k != "out"},
@@ -311,6 +344,7 @@ def main() -> None:
     record["probe"] = probe(arguments.out)
     write_text(arguments.out / "training.json", as_json(record))
     write_card(arguments.out)
+    checkpoint.unlink()
 
 
 if __name__ == "__main__":
