@@ -2,9 +2,10 @@
 
 The *persistent* style binds records and defines helpers in its first block and only calls them after that. The
 *stateless* style prints what it knows at the end of each block and binds it again from that observation at the start of
-the next. Both take the same decisions, so their traces on a task are matched pairs. ``Writer`` writes for any ``World``
-of things that are read, then acted on; ``RuleTeacher`` is the writer of Opaque Knapsack, and ``nano.curriculum`` has
-the scale model's base practise on many other worlds with the same writer.
+the next. Blocks after the first open with a comment, the line of the observation that they follow. Both styles take the
+same decisions, so their traces on a task are matched pairs. ``Writer`` writes for any ``World`` of things that are
+read, then acted on; ``RuleTeacher`` is the writer of Opaque Knapsack, and ``nano.curriculum`` has the scale model's
+base practise on many other worlds with the same writer.
 
 The policy: read up to the limit, then act in the world's order and learn from refusals which kinds are refused. It
 sees only what the tools show. A block that the cap cut short is written again with a smaller batch. A persistent
@@ -28,7 +29,11 @@ from knapsack.tasks import Task
 # that a writer binds
 NAMES = ("ids", "seen", "unread", "tried", "d", "i", "look", "fill", "start", "order", "left", "denied", "error")
 ORDERS = ("", "[::-1]", "[::2] + ids[1::2]")  # of the ids, as code
-REPORTS = (("inspected", "to go"), ("read", "open"), ("known", "missing"))  # counts of things read and still to read
+REPORTS = (
+    ("inspected", "remaining"),
+    ("read", "open"),
+    ("known", "missing"),
+)  # counts of things read and still to read
 BATCH = "BATCH"  # stands for a number in code
 SMALLER = (20, 12, 6, 3, 1)  # batches after one that the cap cut short
 ALIASES = {"class": "kind"}  # a variable for a field whose name is Python's
@@ -40,7 +45,7 @@ AGAIN = ("Not everything was tried yet. I go on.", "Some are left to try. I go o
 DONE = ("All done. I finish.", "Nothing is left to do. I finish.", "Everything was tried. I finish.")
 CAPPED = ("Too many calls in one turn. I use a smaller batch.", "That was over the limit, so I take a smaller batch.")
 RESTORED = ("I bind the records again.", "I restore the records first.", "I write the records again.")
-LOST = ("{name} is gone. I run all my code again.", "{name} is not defined here. I run all of it again.")
+LOST = tuple(f"NameError: name '{{name}}' is not defined. I run {all} again." for all in ("all my code", "all of it"))
 WRONG = ("That was wrong. I correct it.", "A mistake. I write it again.")
 SENTENCES = OPENING + MORE + ACT + AGAIN + DONE + CAPPED + RESTORED + LOST + WRONG
 
@@ -96,24 +101,22 @@ class Plan:
 
 @dataclass
 class Writer:
-    """Writes the replies of one episode. ``names``: what it calls its variables, by those of NAMES. With ``alike``
-    stateless replies begin alike whatever they are for, so that a model's slip there does not lead its code astray."""
+    """Writes the replies of one episode. ``names``: what it calls its variables, by those of NAMES. Stateless replies
+    begin alike whatever they are for, so that a model's slip there does not lead its code astray."""
 
     world: World
     style: Kind
     plan: Plan
     cap: int = 25
     names: dict[str, str] = field(default_factory=lambda: dict(zip(NAMES, NAMES, strict=True)))
-    alike: bool = False
 
     def __post_init__(self):
         self.phase = "look"  # → "act" → "finish"
         self.counts = {"look": self.plan.batch, "act": self.plan.tries, "finish": 0}  # batches
         if self.plan.overreach:
             self.counts["look"] = self.cap
+        self.report = ""  # the last line that tells how far it is; persistent: with the last call and the next
         self.carried = ""  # stateless: the lines to bind again
-        self.known = self.tried = 0  # things
-        self.called = ""  # persistent: the last call of a helper
         self.ran = ""  # persistent: the last block that ran, all a lost name needs
         self.block: Callable[[int], str] = str  # the last block, by its batch
         self.slipped = False
@@ -151,35 +154,33 @@ class Writer:
         for phase, count in self.counts.items():
             self.counts[phase] = next((smaller for smaller in SMALLER if smaller < count), 1)
         if self.style == "persistent":  # batches stand in the helpers: all begins anew
-            self.phase, self.tried = "look", 0
+            self.phase = "look"
             self.block = self._helpers()
         return self._say(CAPPED)
 
     def _understand(self, output: str) -> str:
         """Take in what a block printed; returns the thought that opens the next reply."""
-        self.carried = "".join(f"{line}\n" for line in output.splitlines() if " = " in line)
-        restoring = self._say(RESTORED) + " " if self.style == "stateless" else ""
+        lines = output.splitlines()
+        self.carried = "".join(f"{line}\n" for line in lines if " = " in line)
+        self.report = [line for line in lines if " = " not in line][-1]
+        said = self.report.split(";")[0]
+        restoring = self._say(RESTORED) if self.style == "stateless" else ""
         if self.phase == "look":
-            have, rest = self.plan.report
-            found = re.findall(rf"^({have} (\d+) {rest} (\d+))$", output, re.MULTILINE)
-            said, self.known, left = found[-1][0], int(found[-1][1]), int(found[-1][2])
+            left = int(said.split()[-1])
             self.phase = "look" if left else "act"
             purpose = self._say(MORE if left else ACT)
-            return f"Result: {said}. {restoring.rstrip() if self.alike and restoring else restoring + purpose}"
-        untried = int(re.findall(r"^untried (\d+)$", output, re.MULTILINE)[-1])
-        self.tried += self.counts["act"]
-        if not untried:
+            return f"Result: {said}. {restoring or purpose}"
+        if said == "untried 0":
             self.phase = "finish"
-            return "Result: untried 0. " + self._say(DONE)
-        return f"Result: untried {untried}. " + restoring + self._say(AGAIN)
+            return f"Result: {said}. {self._say(DONE)}"
+        return f"Result: {said}. {restoring or self._say(AGAIN)}"
 
     def _slip(self, code: str) -> str:
-        """The same block with a natural mistake: records that were not bound again, a parenthesis left open, text
-        taken for a record, or a misremembered helper."""
+        """The same block with a natural mistake: records that were not bound again, a parenthesis left open, or text
+        taken for a record."""
         seen, i, reading = self.names["seen"], self.names["i"], self.world.reading
         mistakes = [re.sub(rf"^{seen} = {{'.*\n", "", code, flags=re.MULTILINE)]
         mistakes += [code.replace(f"json.loads({reading}({i}))", f"{reading}({i})"), code.replace("))\n", ")\n", 1)]
-        mistakes += [re.sub(rf"^({self.names['look']}|{self.names['fill']})\(", r"\1_more(", code, flags=re.MULTILINE)]
         return self.plan.wording.choice([mistake for mistake in mistakes if mistake != code] or [code])
 
     def _bound(self) -> str:
@@ -201,7 +202,7 @@ class Writer:
 
     def _listing(self) -> str:
         ids, order = self.names["ids"], self.plan.order
-        listing = f"{ids} = json.loads({self.world.listing}())"
+        listing = f"import json\n{ids} = json.loads({self.world.listing}())"
         return f"{listing}\n{ids} = {ids}{order.replace('ids', ids)}\n" if "+" in order else f"{listing}{order}\n"
 
     def _reading(self) -> str:
@@ -212,7 +213,7 @@ class Writer:
         code = f"    {d} = json.loads({self.world.reading}({i}))\n    {seen}[{i}] = ({record})\n"
         if self.style == "persistent":
             code = f"for {i} in {ids}[{n['start']}:{limit}][:{BATCH}]:\n{code}"
-            code += f"print('{have}', len({seen}), '{rest}', {limit} - len({seen}))\n"
+            code += f"print('{have}', len({seen}), '{rest}', {limit} - len({seen}), end='; ')\n"
             more = f"f'{n['look']}({{len({seen})}})' if len({seen}) < {limit} else '{n['fill']}(0)'"
             return f"{code}print(f'{n['look']}({{{n['start']}}});', {more})\n"
         code = f"for {i} in {ids}[len({seen}):][:min({BATCH}, {unread})]:\n{code}    {unread} -= 1\n"
@@ -246,7 +247,7 @@ class Writer:
             code += f"    {world.acting}({i})\n"
         code += f"    {left} -= {need}\n" if room else ""
         if self.style == "persistent":
-            code += f"print('untried', len({order}[{n['start']} + {BATCH}:]))\n"
+            code += f"print('untried', len({order}[{n['start']} + {BATCH}:]), end='; ')\n"
             return f"{code}print(f'{n['fill']}({{{n['start']}}}); {n['fill']}({{{n['start']} + {BATCH}}})')\n"
         return f"{code}{tried} += {BATCH}\nprint('untried', len(list({seen})[{tried}:]))\n"
 
@@ -256,26 +257,23 @@ class Writer:
             return lambda count: "finish()\n"
         looking, bound = self.phase == "look", self.carried or self._bound()
         if self.style == "persistent":
-            return self._call("look" if looking else "fill") if self.turn else self._helpers()
-        head = "import json\n" * (looking or self.alike) + bound + self._listing() * looking
+            return self._call() if self.turn else self._helpers()
+        head = f"# {self.report}\n" * bool(self.carried) + bound + self._listing() * looking
         code, printed = self._reading() if looking else self._acting(), self._printed()
         return lambda count: head + code.replace(BATCH, str(count)) + printed
 
     def _helpers(self) -> Callable[[int], str]:
         """The block that binds all state, defines both helpers, and calls the first."""
-        n, head = self.names, f"import json\n{self._bound()}{self._listing()}"
+        n, head = self.names, self._bound() + self._listing()
         acting = (f"global {n['left']}\n" if self.world.room else "") + self._acting()
         acting = acting.replace(BATCH, str(self.counts["act"]))
         for helper, code in (("look", self._reading()), ("fill", acting)):
             head += f"def {n[helper]}({n['start']}):\n{indent(code, '    ')}"
-        self.called = f"{n['look']}(0)"
         return lambda count: head.replace(BATCH, str(count)) + f"{n['look']}(0)\n"
 
-    def _call(self, helper: str) -> Callable[[int], str]:
-        """A call of a helper; the comment says after which: who has to run all calls again finds the order there."""
-        start = self.known if helper == "look" else self.tried
-        before, self.called = self.called, f"{self.names[helper]}({start})"
-        text = f"# {before}; {self.called}\n{self.called}\n"
+    def _call(self) -> Callable[[int], str]:
+        """The next call of a helper; who has to run all calls again finds in the comment after which it comes."""
+        text = f"# {self.report}\n{self.report.rpartition('; ')[2]}\n"
         return lambda count: text
 
 
@@ -299,7 +297,7 @@ class RuleTeacher:
             refuses=True,
         )
         plan = Plan.draw(stream(seed, "teacher", task.seed), max_tool_calls)
-        self.writer = Writer(world, kind, plan, max_tool_calls, alike=True)
+        self.writer = Writer(world, kind, plan, max_tool_calls)
         self.tokenizer = tokenizer
 
     def __call__(self, messages: list[Message]) -> Reply:

@@ -34,7 +34,7 @@ from knapsack.teacher import LOST, NAMES, Plan, World, Writer
 _NOUNS = """
 apple arrow badge barrel basket beacon bell bench blade block board bolt book bottle box brick bridge bucket cabin
 cable card cart case cell chair chart chest clip coin cup desk door drawer drum engine fabric farm fence field file
-flag flask flower folder frame garden gate glass grain guest hall harbor hat helmet hook island jar jewel key kite
+flag flask flower folder frame garden gate glass grain guest hall harbor hat helmet hook island jar jewel kite
 knife lamp leaf letter lock log mask medal meter mirror mushroom nail needle nest notebook orbit paint panel
 parcel path pearl pen photo pillar pipe planet plant plate player pocket pond poster pump rack radio ring river robe
 rocket room rope sail scarf sensor shell ship shop signal song spoon stamp star station stone tank tent ticket tool
@@ -67,6 +67,7 @@ WORDS = tuple(dict.fromkeys([*_TALE, *_FIELDS.split(), *_OTHER.split()]))
 PRACTISED = tuple(word for word in WORDS if word not in UNSEEN)
 ORDERS = ("", "{0}", "{1}", "{0} + {1}", "{0} - {1}", "{1} - {0}", "{1} + {0}")  # keys to sort by
 CAPS = (25, 25, 25, 40, 60, 80, 100)
+RANGES = ((20, 100), (50, 500), (20, 500))  # of numbers
 
 
 class ToyWorld:
@@ -76,7 +77,7 @@ class ToyWorld:
     def __init__(self, source: random.Random, words: tuple[str, ...], largest: int, all_at_once: bool):
         count = round(3 * (largest / 3) ** source.random() ** 0.6)
         letters = [chr(65 + k) for k in range(source.choice((4, 6, 15, 26)))]
-        low, high = source.choice(((20, 100), (50, 500), (20, 500)))
+        low, high = source.choice(RANGES)
         ids = sorted(pool_id(k) for k in source.sample(range(1024), count))
         self.things = {i: (source.randint(1, low), source.randint(1, high), source.choice(letters)) for i in ids}
         numbers = source.choice((1, 2, 2, 2))
@@ -294,30 +295,31 @@ def copy_exercise(seed: int, longest: int = 60) -> list[Message]:
     if source.random() < 0.15:
         text = " ".join(source.choice(PRACTISED) for _ in range(source.randint(4, 100)))
         return [message("user", text), message("assistant", text)]
-    high = source.choice(((20, 100), (50, 500)))
+    high, letters = source.choice(RANGES), source.choice((3, 15, 26))
     count = max(3, round(longest ** source.uniform(0.3, 1.0)))
     name, *constants = source.sample(PRACTISED, source.randint(1, 4))
     have, rest = source.sample(PRACTISED, 2)
     values = {constant: source.randint(0, 500) for constant in constants if constant != "class"}
     records = {
-        pool_id(k): (source.randint(1, high[0]), source.randint(1, high[1]), chr(65 + source.randrange(26)))
+        pool_id(k): (source.randint(1, high[0]), source.randint(1, high[1]), chr(65 + source.randrange(letters)))
         for k in sorted(source.sample(range(1024), count), key=pool_id)
     }
     stages = [*sorted(source.sample(range(1, count), min(count - 1, source.randint(0, 3)))), count]
     kept = source.choice((1.0, 1.0, 0.8))  # share of entries that a stage has: what followed what last is what counts
-    code = "import json\n" * (source.random() < 0.5)
-    rest_of_code = random_code(source, PRACTISED, source.randint(0, 5))
+    code = "import json\n" * (source.random() < 0.5) + random_code(source, PRACTISED, source.randint(0, 5))
 
-    def block(shown: dict) -> tuple[str, str]:
-        lines = "".join(f"{constant} = {value}\n" for constant, value in values.items()) + f"{name} = {shown}\n"
-        return lines, f"```python\n{code}{lines}{rest_of_code}```"
+    def lines(shown: dict, share: float = 0.6) -> str:
+        bound = "".join(f"{constant} = {value}\n" for constant, value in values.items() if source.random() < share)
+        return f"{bound}{name} = {shown}\n"
 
-    messages = [message("user", f"{name} {have} {rest}"), message("assistant", block({})[1]) | {"slip": "yes"}]
+    first = message("assistant", f"```python\n{lines({}, 1)}{code}```") | {"slip": "yes"}
+    messages = [message("user", f"{name} {have} {rest}"), first]
     for stage in stages:
-        lines, reply = block({i: r for i, r in list(records.items())[:stage] if source.random() < kept})
+        bound = lines({i: r for i, r in list(records.items())[:stage] if source.random() < kept})
         result = f"{have} {stage} {rest} {count - stage}"
-        messages.append(observation_message(Observation(f"{result}\n{lines}"), source.choice(KINDS)))
-        messages.append(message("assistant", f"Result: {result}. I restore the records first.\n{reply}"))
+        messages.append(observation_message(Observation(f"{result}\n{bound}"), source.choice(KINDS)))
+        reply = f"Result: {result}. I restore the records first.\n```python\n# {result}\n{bound}{code}```"
+        messages.append(message("assistant", reply))
     return messages
 
 

@@ -21,7 +21,7 @@ NUMBERS = 501  # whole numbers that are one token each
 CONTEXT = 4096
 # The structured start (start_copying): how strongly layer 0 remembers predecessors, how strongly layer 1 copies and
 # prefers the nearest match, and how sharp its attention is. Tried on untrained models restating 10 to 50 records.
-MEMORY, COPY, RECENCY, SHARPNESS = 2.0, 8.0, 2.0, 4.0
+MEMORY, COPY, RECENCY, SHARPNESS = 2.0, 8.0, 4.0, 4.0
 
 # Words that become one token if the vocabulary has them; anything else falls back to bytes. Names and numbers are
 # one token wherever they stand, so that copying them is looking them up; a record such as

@@ -121,37 +121,74 @@ def mean_over_processes(tensors: list[torch.Tensor], ranks: int) -> None:
 
 
 def train(
-    model, tokenizer, rows: list[Row], tokens: int, *, batch_tokens: int, rate: float, seed: int, rank: int, ranks: int
+    model,
+    tokenizer,
+    rows: list[Row],
+    tokens: int,
+    *,
+    batch_tokens: int,
+    rate: float,
+    seed: int,
+    rank: int,
+    ranks: int,
+    checkpoint: Path,
 ) -> Iterator[dict]:
-    """Train for ``tokens`` padded tokens; yields a record of loss and speed every 100 steps."""
+    """Train for ``tokens`` padded tokens; yields a record of loss and speed every 100 steps.
+
+    Then it also writes ``checkpoint``, from which the same training goes on after an interruption; raises ValueError if
+    that is another training's.
+    """
     short = [row for row in rows if len(row[0]) <= 600]
     part = (batch_tokens // ranks, random.Random(seed), rank, ranks)
     early, later = batches(short, *part), batches(rows, *part)
     model.train()
     # Copying lives off words being easy to tell apart, and an optimiser that normalises gradients drags along, all in
     # one direction, the embeddings of the many words that a batch does not hold. So what is only ever looked up (names,
-    # ids, numbers), or never occurs, stays as it was drawn, and the rest of the structured start moves slowly.
+    # ids, numbers), or never occurs, stays as it was drawn, and so does where the heads of the structured start look:
+    # trained, they took some ids for others, always the same. What they bring from there, and other embeddings, move
+    # slowly.
     learned = torch.zeros(model.config.vocab_size, 1)
     learned[torch.cat([ids for ids, _ in rows]).unique().long()] = 1
     learned[looked_up(tokenizer)] = 0
     model.model.embed_tokens.weight.register_hook(lambda gradient: gradient * learned)
+    for name, parameter in model.model.layers[:2].named_parameters():
+        parameter.requires_grad_(not re.match(r"0\.self_attn|[01]\.input_layernorm|1\.self_attn\.[qk]_norm", name))
+    second = model.model.layers[1].self_attn
+    for projection in (second.q_proj, second.k_proj):
+        free = torch.zeros_like(projection.weight)
+        free[3 * model.config.head_dim :] = 1  # the fourth head
+        projection.weight.register_hook(lambda gradient, free=free: gradient * free)
     groups = [{"params": [], "weight_decay": decay, "share": share} for decay in (0.0, 0.05) for share in (0.5, 1.0)]
     for name, parameter in model.named_parameters():
-        started = "embed_tokens" in name or "layers.0.self_attn" in name or "layers.1.self_attn" in name
-        groups[2 * (parameter.ndim > 1 and not started) + (not started)]["params"].append(parameter)
+        started = "embed_tokens" in name or "layers.1.self_attn" in name  # decay would act where no gradient does
+        if parameter.requires_grad:
+            groups[2 * (parameter.ndim > 1 and not started) + (not started)]["params"].append(parameter)
     optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=rate, betas=(0.9, 0.95), fused=True
     )
-    seen, step, started, recent = 0, 0, time.monotonic(), []
-    with tqdm(total=tokens, unit="token", unit_scale=True, mininterval=5, disable=rank > 0) as bar:
+    arguments = [tokens, batch_tokens, rate, seed, ranks, len(rows)]
+    history, early_steps, recent = [{"step": 0, "tokens": 0, "seconds": 0}], 0, []
+    if checkpoint.exists():
+        saved = torch.load(checkpoint)
+        if saved["arguments"] != arguments:
+            raise ValueError(f"{checkpoint} is of another training: delete it, or go on with its arguments")
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        history, early_steps = saved["history"], saved["early_steps"]
+    seen, step, started = history[-1]["tokens"], history[-1]["step"], time.monotonic() - history[-1]["seconds"]
+    for number in range(step):  # pass over the batches that it has had
+        next(early if number < early_steps else later)
+    yield from history[1:]
+    with tqdm(total=tokens, initial=seen, unit="token", unit_scale=True, mininterval=5, disable=rank > 0) as bar:
         while seen < tokens:
+            early_steps += seen < 0.05 * tokens
             batch = next(early if seen < 0.05 * tokens else later)
             loss = loss_of(model, batch)
             loss.backward()
             size = torch.tensor([float(len(batch) * max(len(ids) for ids, _ in batch))])
             loss = loss.detach()[None]
             if ranks > 1:
-                mean_over_processes([*(p.grad for p in model.parameters()), size, loss], ranks)
+                mean_over_processes([*(p.grad for p in model.parameters() if p.requires_grad), size, loss], ranks)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             scale = min(1.0, (step + 1) / 50, 1.02 - seen / tokens)  # warm up, then down to nothing
             for group in optimizer.param_groups:
@@ -167,7 +204,13 @@ def train(
                 mean = sum(recent) / len(recent)
                 bar.set_postfix(loss=f"{mean:.4f}")
                 recent.clear()
-                yield {"step": step, "tokens": seen, "loss": round(mean, 4), "seconds": round(seconds)}
+                history.append({"step": step, "tokens": seen, "loss": round(mean, 4), "seconds": round(seconds)})
+                if rank == 0:
+                    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "arguments": arguments}
+                    partial = checkpoint.with_suffix(".tmp")
+                    torch.save(state | {"history": history, "early_steps": early_steps}, partial)
+                    partial.replace(checkpoint)
+                yield history[-1]
 
 
 @torch.no_grad()
@@ -205,9 +248,9 @@ record of that run.
 prompts, and 60 tasks solved by the rule-based teacher, so that common words are one token each.
 
 **The attention of its first two layers did not start from random weights** but from a structure
-that copies (`knapsack.nano.model.start_copying`). All weights were trained on from there, except the embeddings of
-names, ids, numbers and letters, which are only ever looked up, and of words that never occurred: these stayed as they
-were drawn.
+that copies (`knapsack.nano.model.start_copying`). All weights were trained on from there, except those
+that say where its seven heads look, and the embeddings of names, ids, numbers and letters, which are only ever looked
+up, and of words that never occurred: these stayed as they were.
 
 On held-out exercises its first choice is right for {accuracies}.
 
@@ -277,14 +320,14 @@ def main() -> None:
     model = nano.new_model(tokenizer, arguments.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {len(rows)} rows")
     recipe = {"batch_tokens": arguments.batch_tokens, "rate": arguments.rate, "seed": arguments.seed}
-    history = []
-    for record in train(model, tokenizer, rows, int(arguments.tokens), **recipe, rank=rank, ranks=ranks):
-        history.append(record)
-        if rank == 0 and (len(history) % 5 == 0 or record["tokens"] >= arguments.tokens):
-            copy.deepcopy(model).to(torch.bfloat16).save_pretrained(arguments.out)
-            tokenizer.save_pretrained(arguments.out)
+    checkpoint = arguments.out / "checkpoint.pt"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    recipe |= {"rank": rank, "ranks": ranks, "checkpoint": checkpoint}
+    history = list(train(model, tokenizer, rows, int(arguments.tokens), **recipe))
     if rank > 0:
         return
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(arguments.out)
+    tokenizer.save_pretrained(arguments.out)
     record = {
         "command": f"torchrun --nproc-per-node {ranks} -m knapsack.nano.training",
         "arguments": {k: v for k, v in vars(arguments).items() if k != "out"},
@@ -301,6 +344,7 @@ def main() -> None:
     record["probe"] = probe(arguments.out)
     write_text(arguments.out / "training.json", as_json(record))
     write_card(arguments.out)
+    checkpoint.unlink()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """The scale model: its tokenizer, what its base practised, and the base that is shipped."""
 
+import itertools
 import json
 import random
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from knapsack import prompts
+from knapsack.agent import run_alone
 from knapsack.nano import curriculum, training
 from knapsack.nano import model as nano
 from knapsack.runs import find_base
@@ -66,6 +69,20 @@ def test_no_toy_world_is_opaque_knapsack():
     for seed in range(300):
         world = curriculum.toy(seed)[0].world
         assert " / " not in world.order and not (world.only and world.room and world.refuses)
+
+
+@pytest.mark.parametrize("style", KINDS)
+def test_no_word_that_is_drawn_is_one_that_every_writer_needs(style):
+    """A name carries no label where it first occurs: with a thing called key, ``key=lambda`` could not be learned."""
+    with interpreter_pool(1) as pool:
+        for seed in range(30):
+            world, plan = curriculum.toy(seed)
+            writer = curriculum.Writer(world.world, style, plan, min(world.cap, 25), world.names)
+            messages = run_alone(curriculum.play(world, style, pool), partial(curriculum.answer, writer))
+            w, said = world.world, " ".join(plan.report).split()
+            drawn = {w.listing, w.reading, w.acting, *w.fields, *w.constants, *world.names.values(), *said}
+            code = "".join(re.findall(r"```python(.*?)```", "".join(m["content"] for m in messages[2::2]), re.DOTALL))
+            assert not {*re.findall("[A-Za-z_]+", re.sub("item_[0-9a-f]+", "", code))} - drawn & {*curriculum.WORDS}
 
 
 def test_the_compact_task_is_told_as_a_toy_world_is():
@@ -129,16 +146,38 @@ def test_the_structured_start_copies_before_any_training(tokenizer):
     assert (choice == torch.tensor(ids[4:])).float().mean() > 0.9
 
 
-def test_training_lowers_the_loss_and_leaves_what_is_only_looked_up_as_it_was_drawn(tokenizer):
+def test_training_lowers_the_loss_and_leaves_what_is_only_looked_up_as_it_was_drawn(tokenizer, tmp_path):
     rows = training.make_rows(tokenizer, map(curriculum.copy_exercise, range(4)), 4)
     model = nano.new_model(tokenizer, 0)
     embeddings, before = model.get_input_embeddings().weight.clone(), training.loss_of(model, rows).item()
-    list(training.train(model, tokenizer, rows, 8000, batch_tokens=400, rate=5e-3, seed=0, rank=0, ranks=1))
+    recipe = {"batch_tokens": 400, "rate": 5e-3, "seed": 0, "rank": 0, "ranks": 1}
+    list(training.train(model, tokenizer, rows, 8000, **recipe, checkpoint=tmp_path / "checkpoint.pt"))
     assert training.loss_of(model, rows).item() < 0.8 * before
     moved = (model.get_input_embeddings().weight != embeddings).any(dim=1)
     told = tokenizer.batch_decode([[token] for token in training.looked_up(tokenizer)])
     assert {"inspect", "budget", "17", f"'{pool_id(3)}': ("} <= set(told) and "```" not in told
     assert moved.any() and not moved[training.looked_up(tokenizer)].any()
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(tokenizer, tmp_path):
+    exercises = [curriculum.copy_exercise(seed, longest=3) for seed in range(8)]
+    rows = [(ids[-24:], labels[-24:]) for ids, labels in training.make_rows(tokenizer, exercises, 8)]
+    recipe = {"batch_tokens": 48, "rate": 1e-3, "seed": 0, "rank": 0, "ranks": 1}
+    recipe |= {"tokens": 48 * 110, "checkpoint": tmp_path / "checkpoint.pt"}
+
+    def trained(records: int | None) -> tuple[dict, list[dict]]:
+        model = nano.new_model(tokenizer, 0)
+        history = list(itertools.islice(training.train(model, tokenizer, rows, **recipe), records))
+        return model.state_dict(), [{x: record[x] for x in ("step", "tokens", "loss")} for record in history]
+
+    _, begun = trained(1)
+    resumed, history = trained(None)
+    (tmp_path / "checkpoint.pt").unlink()
+    whole, at_once = trained(None)
+    assert begun == at_once[:1] and history == at_once and len(history) > 1
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    with pytest.raises(ValueError, match="of another training"):
+        next(training.train(nano.new_model(tokenizer, 0), tokenizer, rows, **recipe | {"seed": 1}))
 
 
 def test_processes_of_a_training_get_batches_of_like_rows_and_together_all_of_them():
