@@ -80,7 +80,7 @@ class Plan:
     report: tuple[str, str]
     batch: int
     tries: int
-    descending: str  # of two ways to sort by the highest
+    descending: str  # of two ways to sort by the highest number; what is computed is sorted in one way
     overreach: bool  # the first batch asks for more calls than the cap allows
     slip: int | None  # the turn with a mistake
     wording: random.Random
@@ -229,7 +229,8 @@ class Writer:
         best = f"list({seen})"
         if world.order:
             key = world.order.format(*(f"{seen}[{i}][{place}]" for place in range(len(values))))
-            best = f"sorted({seen}, key=lambda {i}: {self.plan.descending.format(key=key)})"
+            descending = "{key}, reverse=True" if " " in world.order else self.plan.descending
+            best = f"sorted({seen}, key=lambda {i}: {descending.format(key=key)})"
         if self.style == "persistent":
             code = f"{order} = {best}\nfor {i} in {order}[{n['start']}:][:{BATCH}]:\n"
         else:

@@ -181,7 +181,7 @@ def toy(seed: int, words: tuple[str, ...] = PRACTISED, largest: int = 44, all_at
     plan = replace(plan, slip=source.choice((0, 1, 2, 3)) if source.random() < 0.2 else None)
     if source.random() < 0.5:
         plan = replace(plan, report=tuple(source.sample(words, 2)))
-    return world, replace(plan, descending="{key}, reverse=True") if " " in world.world.order else plan
+    return world, plan
 
 
 def play(world: ToyWorld, kind: Kind, pool, most_turns: int = 10) -> Generator[list[Message], Reply, list[Message]]:
