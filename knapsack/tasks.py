@@ -75,6 +75,7 @@ PRESETS = {  # the scale model reads each id of the pool as one token, and 50 it
     "hard": HARD,
     "nano_easy": replace(EASY, id_pool=1024),
     "nano_hard": replace(HARD, id_pool=1024, items=(40, 50)),
+    "nano_train": replace(HARD, id_pool=1024, items=(25, 50)),  # of Easy's and Hard's sizes
 }
 
 

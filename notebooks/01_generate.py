@@ -32,7 +32,7 @@ n_easy: int = 50  # tasks of the Easy evaluation split
 n_hard: int = 25  # tasks of the Hard evaluation split
 easy_config: str = "nano_easy"  # what Easy tasks look like: easy, hard, nano_easy, nano_hard
 hard_config: str = "nano_hard"  # what Hard tasks look like
-train_config: str = "nano_easy"  # what training tasks look like
+train_config: str = "nano_train"  # what training tasks look like: nano_train spans the sizes of both
 
 # %% [markdown]
 # What to try first: `easy_config = "easy"`, the paper's own Easy tasks, and see how much longer than a turn
