@@ -42,7 +42,7 @@ class Recipe:
     rank: int = Field(8, ge=1, le=1024)
     alpha: int = Field(16, ge=1, le=4096)
     dropout: float = Field(0.0, ge=0, le=0.9)
-    target_modules: tuple[str, ...] = Field(LINEAR, min_length=1, strict=False)  # a list is taken too
+    target_modules: tuple[str, ...] = Field(LINEAR, min_length=1, strict=False)  # ends of layers' names; or a list
     learning_rate: float = Field(1e-3, ge=1e-7, le=1)  # of AdamW
     epochs: float = Field(1.0, ge=0.01, le=100)
     batch_tokens: int = Field(1024, ge=16, le=10_000_000)  # of a batch, padding counted; a longer row is one by itself

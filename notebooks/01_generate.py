@@ -27,7 +27,7 @@
 # %% tags=["parameters"]
 run_folder: str = "runs/nano"  # where this run's files go, below the checkout
 seed: int = 0  # everything random in this run follows from it
-n_train: int = 180  # tasks for the teacher's traces
+n_train: int = 360  # tasks for the teacher's traces
 n_easy: int = 50  # tasks of the Easy evaluation split
 n_hard: int = 25  # tasks of the Hard evaluation split
 easy_config: str = "nano_easy"  # what Easy tasks look like: easy, hard, nano_easy, nano_hard

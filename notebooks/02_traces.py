@@ -28,8 +28,8 @@
 run_folder: str = "runs/nano"  # where this run's files go, below the checkout
 seed: int = 0  # everything random in this run follows from it
 reuse: str = ""  # folder of a finished run: what it made with the same parameters is taken over
-n_train: int = 180  # training tasks to play, from notebook 01
-n_pairs: int = 150  # pairs to keep for training, of those that pass the filters
+n_train: int = 360  # training tasks to play, from notebook 01
+n_pairs: int = 300  # pairs to keep for training, of those that pass the filters
 max_turns: int = 20  # turns per episode at most
 training_caps: list[int] = [25, 80]  # tool calls per turn at most: the tasks take these caps in turn
 prompt_detail: str = "compact"  # compact (scale model) or full (language models)
