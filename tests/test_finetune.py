@@ -11,6 +11,7 @@ from itertools import count
 import pytest
 import torch
 from damage import HOW, damage
+from safetensors.torch import load
 from tiny import RECIPE, make_rows, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
@@ -284,6 +285,13 @@ def test_equal_numbers_are_one_recipe():
     assert repr(one) == repr(same) and one == same
 
 
+def test_single_layers_can_be_adapted(base, tmp_path):
+    recipe = dataclasses.replace(RECIPE, target_modules=("1.self_attn.q_proj", "0.mlp.up_proj"))
+    ft.finetune(recipe, make_rows(4), str(base), tmp_path)
+    adapted = {name.split("layers.")[1].rsplit(".", 2)[0] for name in load(weights(tmp_path))}
+    assert adapted == set(recipe.target_modules)
+
+
 def test_what_cannot_be_trained_is_refused_before_it_starts(base, tmp_path):
     rows, changed = make_rows(4), partial(dataclasses.replace, RECIPE)
     with pytest.raises(ValueError, match=r"backend = 'trl': needs 'auto' or one of \('peft', 'unsloth'\)"):
@@ -294,6 +302,7 @@ def test_what_cannot_be_trained_is_refused_before_it_starts(base, tmp_path):
         (changed(max_length=20), rows, r"4 training rows are longer than 20 tokens .* Recipe.max_length = 20"),
         (RECIPE, rows[:1], r"1 training rows, 1 of them held out"),
         (changed(target_modules=("q_proj", "qkv_proj")), rows, r"Recipe.target_modules: .* has no layer qkv_proj"),
+        (changed(target_modules=("q_proj", "9.self_attn.q_proj")), rows, r".* has no layer 9.self_attn.q_proj"),
     ):
         with pytest.raises(ValueError, match=said):
             ft.finetune(recipe, few, str(base), tmp_path / "out")

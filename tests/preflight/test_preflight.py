@@ -163,8 +163,8 @@ REFUSED = [
     ("caps=25,80,25", "04_evaluate.caps: [25, 80, 25]: needs values that differ"),
     ("caps=0", "04_evaluate.caps.0 = 0: input should be greater than 0"),
     ("rank=0", "03_finetune: Recipe.rank = 0: "),
-    ("n_pairs=181", "02_traces.n_pairs = 181: needs at most 02_traces.n_train = 180"),
-    ("02_traces.n_train=181", "02_traces.n_train = 181: needs at most 01_generate.n_train = 180"),
+    ("n_pairs=361", "02_traces.n_pairs = 361: needs at most 02_traces.n_train = 360"),
+    ("02_traces.n_train=361", "02_traces.n_train = 361: needs at most 01_generate.n_train = 360"),
     ("max_length=1024", "03_finetune.max_length = 1024: needs at least 02_traces.max_tokens = 4096"),
     ("04_evaluate.n_hard=26", "04_evaluate.n_hard = 26: needs at most 01_generate.n_hard = 25"),
     ("04_evaluate.prompt_detail=full", "prompt_detail = 'full': needs the same as 02_traces.prompt_detail = 'compact'"),
@@ -211,7 +211,7 @@ def test_values_are_compared_only_for_the_chosen_notebooks_and_for_models_that_t
 
     compare(["01_generate"], n_train=8)
     compare(["04_evaluate"], context_length=32768, **served())
-    with pytest.raises(ValueError, match=r"n_pairs = 150: needs at most 02_traces\.n_train = 8"):
+    with pytest.raises(ValueError, match=r"n_pairs = 300: needs at most 02_traces\.n_train = 8"):
         compare(["01_generate", "02_traces"], n_train=8)
 
 
