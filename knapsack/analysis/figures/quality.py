@@ -15,6 +15,7 @@ from knapsack.analysis.figures import style
 from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap
 from knapsack.analysis.metrics import CELL, RUNTIMES, SETTING, cell_rows, setting_columns, setting_names, setting_rows
 from knapsack.analysis.statistics import LEVEL, MARGIN, equivalence
+from knapsack.analysis.tables import number
 from knapsack.runtime import KINDS
 from knapsack.traces import Cell
 
@@ -186,7 +187,7 @@ def paired_differences(
         ax.plot([row["low_90"], row["high_90"]], [-0.18] * 2, color=colour, lw=2.6, solid_capstyle="butt")
         ax.plot(row["mean"], -0.18, "D", color=colour, mfc="white", ms=3.2, mew=0.9, zorder=5)
         title = f"{names[row['split'], row['cap']]}: {style.cell_label(*first)} − {style.cell_label(*second)}"
-        told = f"{row['mean']:+.2f}: {row['verdict']}".replace("-", "−")
+        told = f"{'+' * (row['mean'] > 0)}{number(row['mean'], 2)}: {row['verdict']}"
         if len(title) + len(told) > 60:
             title, told = f"{title}\n{told}", ""
         ax.set_title(title, loc="left", fontsize=6.5)
