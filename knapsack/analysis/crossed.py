@@ -43,6 +43,14 @@ def _draws(n: int, bootstrap: Bootstrap, which: int) -> np.ndarray:
     return rng.multinomial(n, np.full(n, 1 / n), bootstrap.n_resamples) / n
 
 
+def _found(cells: np.ndarray, weights: Sequence[int] | None, bootstrap: Bootstrap) -> np.ndarray:
+    """The value of ``cells``, and that of each resample, shape (1 + resamples,)."""
+    trainings, tasks = (_draws(n, bootstrap, which) for which, n in enumerate(cells.shape[1:]))
+    means = np.column_stack([cells.mean((1, 2)), ((trainings @ cells) * tasks).sum(axis=2)])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return means[0] / means[1] if weights is None else np.asarray(weights) @ means
+
+
 def crossed_interval(
     cells: np.ndarray, weights: Sequence[int] | None, bootstrap: Bootstrap = BOOTSTRAP
 ) -> tuple[float, float, float, str]:
@@ -53,10 +61,7 @@ def crossed_interval(
     """
     if not cells.shape[2]:
         return math.nan, math.nan, math.nan, "no values"
-    trainings, tasks = (_draws(n, bootstrap, which) for which, n in enumerate(cells.shape[1:]))
-    means = np.column_stack([cells.mean((1, 2)), ((trainings @ cells) * tasks).sum(axis=2)])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found = means[0] / means[1] if weights is None else np.asarray(weights) @ means
+    found = _found(cells, weights, bootstrap)
     value, resampled = float(found[0]), found[1:]
     if not np.isfinite(found).all():
         return value if math.isfinite(value) else math.nan, math.nan, math.nan, NO_INTERVAL
@@ -98,6 +103,17 @@ def crossed_table(episodes: pd.DataFrame, estimates: pd.DataFrame, bootstrap: Bo
 def over_trainings(
     episodes: pd.DataFrame, estimates: pd.DataFrame, margin: float = MARGIN, bootstrap: Bootstrap = BOOTSTRAP
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """What ``claims.claims_table`` takes: ``crossed_table``, and the tests and equivalence of ``task_means``."""
+    """What ``claims.claims_table`` takes: ``crossed_table``, and the tests and equivalence of ``task_means``.
+
+    That cells are the same has to hold for other trainings too: ``p_equivalence`` is the larger of what the tasks'
+    means give and the share of crossed resamples on the wrong side of either end of ± ``margin``."""
     found, means = crossed_table(episodes, estimates, bootstrap), task_means(episodes)
-    return found, tests_table(means, found), equivalence_table(means, margin, bootstrap)
+    equal = equivalence_table(means, margin, bootstrap).drop(columns="verdict")  # it knows only of tasks
+    scores = played_by_all(episodes).pivot(index=["run", "task_id"], columns=CELL, values="score")
+    for row in equal.itertuples():
+        pair = [(*end.split("→"), row.split, row.cap) for end in (row.first, row.second)]
+        cells = scores[pair].dropna().to_numpy().T.reshape(2, episodes["run"].nunique(), -1)
+        apart = _found(cells, (1, -1), bootstrap)[1:] if row.n else np.ones(1)
+        outside = max((apart <= -margin).mean(), (apart >= margin).mean())
+        equal.loc[row.Index, "p_equivalence"] = max(row.p_equivalence, outside)
+    return found, tests_table(means, found), equal

@@ -117,6 +117,17 @@ def test_a_claim_that_holds_in_one_training_only_does_not_hold_for_all():
     assert row["verdict"] != claims.REPRODUCED and row["least"] < 0 < row["most"]
 
 
+def test_cells_are_the_same_only_if_they_are_in_other_trainings_too():
+    trainings, found = [played(k) for k in range(3)], []
+    for apart in (0.0, 0.1):
+        for k, episodes in enumerate(trainings):
+            home = episodes["model"].eq("stateless") & episodes["runtime"].eq("stateless")
+            episodes["score"] += apart * (k - 1) * home
+        pooled, _ = judged(*trainings)
+        found += pooled.loc[pooled["claim"].str.startswith("P→P and S→S"), "verdict"].tolist()
+    assert found == [claims.REPRODUCED, claims.NOT_TESTABLE]
+
+
 def test_the_claims_say_on_how_many_trainings_they_rest():
     tables = judged(played(0), played(1))
     pooled, alone = claims.claims_shown(tables[0]), claims.claims_shown(tables[1][0])
