@@ -24,7 +24,7 @@ from tqdm import tqdm
 from knapsack import agent, prompts, runs, traces
 from knapsack.prompts import Detail
 from knapsack.runs import Run, bounded, content_digest, find_adapter, find_base, writing
-from knapsack.runtime import MAX_TOOL_CALLS, Engine, Kind, interpreter_pool
+from knapsack.runtime import Engine, Kind, interpreter_pool
 from knapsack.tasks import Task, read_tasks
 from knapsack.teacher import RuleTeacher
 from knapsack.traces import Cell
@@ -312,8 +312,7 @@ def _play_teacher(job: Job, plays: Iterator[tuple[str, Generator]], check: Calla
 
     settings, tokenizer = job.settings, models.load_tokenizer(job.settings.base)
     for each, (_, play) in zip(job.episodes, plays, strict=True):
-        planned = min(each.cell.cap, MAX_TOOL_CALLS)  # the same decisions, and so the same ceiling, at a slack cap
-        agent.run_alone(play, RuleTeacher(each.task, each.cell.runtime, settings.seed, tokenizer, planned))
+        agent.run_alone(play, RuleTeacher(each.task, each.cell.runtime, settings.seed, tokenizer, each.cell.cap))
 
 
 def _play_model(job: Job, plays: Iterator[tuple[str, Generator]], check: Callable[[], None]) -> None:

@@ -387,14 +387,7 @@ def copy(source: Path, target: Path) -> None:
     for path in files:
         if path.name == SUMS or path.name.startswith("."):
             continue
-        place = target / path.relative_to(source)
-        temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, temporary)
-            os.replace(temporary, place)
-        except OSError as error:
-            raise unwritable(place, error) from error
+        write_bytes(target / path.relative_to(source), path.read_bytes())
     for folder in dict.fromkeys(path.parent for path in files):
         notes = (folder / SUMS).read_text(encoding="utf-8") if source.is_dir() and (folder / SUMS).exists() else ""
         if notes:

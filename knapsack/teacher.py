@@ -23,7 +23,7 @@ from textwrap import indent
 from knapsack.agent import Reply
 from knapsack.prompts import Message, render
 from knapsack.runs import stream
-from knapsack.runtime import KINDS, Kind, undefined_name
+from knapsack.runtime import KINDS, MAX_TOOL_CALLS, Kind, undefined_name
 from knapsack.tasks import Task
 
 # that a writer binds
@@ -283,7 +283,8 @@ class RuleTeacher:
 
     ``kind`` is the style, which a study also runs in the runtime of that kind. Best value per weight comes first.
     With a ``tokenizer`` the replies carry token counts of the rendered conversation; without, zeros. The plan is that
-    of ``seed`` and the task; batches fit ``max_tool_calls``. Raises ValueError for an unknown kind.
+    of ``seed`` and the task; batches fit ``max_tool_calls``, and the paper's cap where that is tighter, so that a slack
+    cap changes no decision. Raises ValueError for an unknown kind.
     """
 
     def __init__(self, task: Task, kind: Kind, seed: int, tokenizer=None, max_tool_calls: int = 25):
@@ -297,6 +298,7 @@ class RuleTeacher:
             room=("capacity", 0),
             refuses=True,
         )
+        max_tool_calls = min(max_tool_calls, MAX_TOOL_CALLS)
         plan = Plan.draw(stream(seed, "teacher", task.seed), max_tool_calls)
         self.writer = Writer(world, kind, plan, max_tool_calls)
         self.tokenizer = tokenizer

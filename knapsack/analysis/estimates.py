@@ -30,7 +30,6 @@ from knapsack.analysis.intervals import (
     BOOTSTRAP,
     Bootstrap,
     bootstrap_interval,
-    mean,
     ratio_interval,
     share_difference,
     share_interval,
@@ -178,7 +177,7 @@ def contrast(
 
 
 def _of_values(values: np.ndarray, bootstrap: Bootstrap) -> Estimate:
-    return Estimate(len(values), pd.Series(values).mean(), *bootstrap_interval((values,), mean, bootstrap))
+    return Estimate(len(values), pd.Series(values).mean(), *bootstrap_interval((values,), np.mean, bootstrap))
 
 
 def _of_interaction(episodes: pd.DataFrame, settings: list[tuple], column: str, bootstrap: Bootstrap) -> Estimate:

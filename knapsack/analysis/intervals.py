@@ -69,11 +69,6 @@ def bootstrap_interval(
     return float(found.low), float(found.high), note
 
 
-def mean(x: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The mean along ``axis``, as ``bootstrap_interval`` wants a statistic."""
-    return np.mean(x, axis=axis)
-
-
 def mean_interval(
     values: np.ndarray, bootstrap: Bootstrap = BOOTSTRAP, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
@@ -81,7 +76,7 @@ def mean_interval(
 
     A single value, or equal ones, are both ends of their interval; (NaN, NaN) for no values or a NaN among them.
     """
-    return bootstrap_interval((np.asarray(values, float),), mean, bootstrap, confidence)[:2]
+    return bootstrap_interval((np.asarray(values, float),), np.mean, bootstrap, confidence)[:2]
 
 
 def ratio_interval(

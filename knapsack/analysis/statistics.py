@@ -21,7 +21,7 @@ import pandas as pd
 from scipy import stats
 
 from knapsack.analysis.estimates import SHARES, comparisons, look_up, matched
-from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap, bootstrap_interval, mean, pairs
+from knapsack.analysis.intervals import BOOTSTRAP, Bootstrap, bootstrap_interval, pairs
 from knapsack.analysis.metrics import CELL, SETTING
 from knapsack.runtime import KINDS
 
@@ -154,7 +154,7 @@ def equivalence(
     n = len(d)
     if n == 0:
         return Equivalence(0, 0, *(math.nan,) * 6, UNDECIDED, "no pairs")
-    low, high, note = bootstrap_interval((d,), mean, bootstrap, 1 - 2 * LEVEL)
+    low, high, note = bootstrap_interval((d,), np.mean, bootstrap, 1 - 2 * LEVEL)
     average, spread = float(d.mean()), float(d.std(ddof=1)) if n > 1 else math.nan
     if np.ptp(d) <= 1e-9 * np.abs(d).max():  # all equal, up to roundoff
         spread = 0.0 if n > 1 else math.nan

@@ -22,15 +22,10 @@ FIRST_SEED, CAP = 7 * 10**8, 150  # a cap that binds in no world
 LIMITS = {"context_length": 4096, "max_new_tokens": 1024, "temperature": 0.2, "seed": 0}
 
 
-def held_out_world(seed: int) -> tuple[curriculum.ToyWorld, curriculum.Plan]:
-    """A world of unseen words, with room to repeat all its readings in one turn, and a plan without mistakes."""
-    world, plan = curriculum.toy(seed, curriculum.UNSEEN, 36, all_at_once=bool(seed % 2))
-    world.cap = CAP
-    return world, replace(plan, slip=None, overreach=False)
-
-
 def _writer(seed: int, style: Kind) -> tuple[curriculum.ToyWorld, curriculum.Writer]:
-    world, plan = held_out_world(seed)
+    """A world of unseen words, with room to repeat all its readings in one turn, and who writes without mistakes."""
+    world, plan = curriculum.toy(seed, curriculum.UNSEEN, 36, all_at_once=bool(seed % 2))
+    world.cap, plan = CAP, replace(plan, slip=None, overreach=False)
     return world, curriculum.Writer(world.world, style, plan, 25, world.names)
 
 

@@ -14,7 +14,7 @@ from knapsack import agent
 from knapsack.agent import Episode, EpisodeSettings
 from knapsack.evaluate import Settings
 from knapsack.preflight.checks import local_folder
-from knapsack.runtime import MAX_TOOL_CALLS, Kind, acts_as, interpreter_pool
+from knapsack.runtime import Kind, acts_as, interpreter_pool
 from knapsack.tasks import Task
 from knapsack.teacher import RuleTeacher
 from knapsack.traces import Cell, share_out
@@ -46,8 +46,7 @@ def play(tasks: Iterable[Task], kind: Kind, cap: int, settings: Settings) -> lis
     style, played = acts_as(kind), []
     with interpreter_pool() as pool:
         for task in tasks:
-            planned = min(cap, MAX_TOOL_CALLS)
-            teacher = RuleTeacher(task, style, settings.seed, max_tool_calls=planned)
+            teacher = RuleTeacher(task, style, settings.seed, max_tool_calls=cap)
             played.append(agent.run_alone(agent.episode(task, kind, limits, pool), teacher))
     return played
 

@@ -56,7 +56,7 @@ def test_degenerate_samples_have_an_interval_without_warning(recwarn):
 
 
 def test_the_note_says_what_was_done_instead(recwarn):
-    def note(values, statistic=intervals.mean):
+    def note(values, statistic=np.mean):
         return intervals.bootstrap_interval((np.array(values, float),), statistic, Bootstrap(500))[2]
 
     assert note([1, 2, 4]) == ""
