@@ -78,9 +78,10 @@ sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
 #
 # A teacher sees only what the tools show. The rule-based one inspects up to the budget, tries the items of best value
 # per weight first, and learns from refusals which classes are not allowed. Its batch sizes, order and wording vary from
-# task to task; now and then it asks for more calls than the cap allows, or slips on a name, and recovers. The prompt
-# names the cap, and the tasks take the caps in turn, so that which cap is named tells nothing of the runtime. The
-# rule-based teacher writes for a cap of 25 under every slacker one.
+# task to task; now and then it asks for more calls than the cap allows, or makes a mistake in the stateless style, and
+# recovers (the paper's filter leaves few of these). The prompt names the cap, and the tasks take the caps in turn, so
+# that which cap is named tells nothing of the runtime. Under a slacker cap than 25 the rule-based teacher writes as if
+# it were 25.
 
 # %%
 settings = pick(Settings, parameters, temperature=None)  # a chat model's own default, as in the paper

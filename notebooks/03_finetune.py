@@ -119,8 +119,8 @@ if {*KINDS} <= {*learns}:
         f"**A confound, said plainly.** Both sets hold the same tasks ({ratio['rows']:.1f} × the rows), but the "
         f"stateless one has **{ratio['tokens']:.1f} ×** the tokens and **{ratio['labelled tokens']:.1f} ×** the "
         "labelled tokens, because carrying state through text takes text. Matched by episodes, as in the paper, the "
-        "two adapters are not matched by tokens or optimizer steps: part of any difference between them may be due to "
-        "the amount of practice. (`make beyond` trains adapters that are matched by tokens.)"
+        "two adapters are not matched by tokens: part of any difference between them may be due to the amount of "
+        "practice. (`make beyond` trains adapters that are.)"
     )
     display(Markdown(said))
 

@@ -21,7 +21,7 @@
 # Runtimes: in the *persistent* one names stay bound between turns, in the *stateless* one each code block starts empty;
 # with *carry-over* it does too, except that the names of a turn that the cap cut short survive for one turn, silently
 # or *announced*. *Untold* runtimes do not say what they are, *false* ones say that they are the other. Caps: the
-# paper's 25 may bind, for looking again at what was forgotten takes calls too; 80 is slack.
+# paper's 25 may bind, for looking again at what was forgotten takes calls too; 80 hardly ever does.
 #
 # All cells play the same tasks with the same tools and limits, and a runtime gives every model the same prompts. The
 # base plays under the slackest cap only: it does not act without training, so there is nothing that a cap could do.
@@ -29,7 +29,7 @@
 # held no Python; it is scored as it stands.
 #
 # The rule-based teacher plays the same tasks in its own two runtimes, with the batches of the training traces under
-# every slacker cap. It is the ceiling that imitation can reach.
+# every slacker cap. It is what the adapters imitate.
 
 # %% tags=["parameters"]
 run_folder: str = "runs/nano"  # where this run's files lie

@@ -224,7 +224,8 @@ display(*drawn["errors_and_recovery"])
 #
 # The reset takes names only. What was inspected may be inspected again without touching the budget, but each call
 # counts against the cap of its turn. Under a slack cap one block can rebuild all records; under a tight one the turn is
-# over before it has caught up, and the next one begins from nothing.
+# over before it has caught up, and the next one begins from nothing. The paper's agent then starts again until its
+# turns are used up; how those of this run end is in the last columns of the table.
 
 # %%
 display(*drawn["the_cap"])
@@ -289,7 +290,7 @@ if more_runs:
 # `knapsack/analysis/claims.py` has them in full). An effect is *reproduced* if its interval lies on the claimed side,
 # *in size* if it holds the paper's number as well, and *not reproduced* if it lies on the other side, or rules the
 # paper's number out without showing any effect. *No difference* is reproduced if the cells are shown to be the same
-# within the margin, and not if they differ significantly. All else these tasks cannot tell. Verdicts are not
+# within the `margin`, and not if they differ significantly. All else these tasks cannot tell. Verdicts are not
 # corrected for their number.
 #
 # What holds for one training may not hold for the next. Where runs of other training seeds stand beside this one, the
@@ -301,8 +302,8 @@ if more_runs:
 # without touching the budget, but each call counts against the cap of its turn. Under a slack cap one block can rebuild
 # all records, at the price of tokens; under the paper's a turn may be over before it has caught up. The first version
 # of the paper, whose evaluation probably had no cap, reports no significant loss of quality; v3 a collapse under the
-# tight cap, and a small loss under a slack one. So v1's claims are judged at the slackest cap that was played, v3's at
-# its own two.
+# tight cap, and a smaller loss under a slack one. So v1's claims are judged at the slackest cap that was played, v3's
+# at its own two; and of P→S under a slack cap the two versions claim opposite things.
 #
 # The interaction D asks whether training and runtime belong together: how much more the persistent-trained model gains
 # from a persistent runtime than the stateless-trained one. If persistence were only a matter of the interpreter, both
@@ -330,7 +331,8 @@ display(Markdown(reasons.explained(table, episodes, equal, causes)))
 # Some questions take more cells or other adapters than every run should have to wait for: what does each step of the
 # cap do, does it help to keep the names of a turn that was cut short, is it the runtime or its *name* in the prompt
 # that matters, and do the adapters still differ when both learned from as many tokens? `make beyond` asks them of the
-# same tasks; each run has its own analysis, of which the claims and one figure stand here.
+# same tasks; each run has its own analysis, of which the claims and one figure stand here. (A cap below the batches
+# that the adapters learned from binds at home too.)
 
 # %%
 display(*drawn["beyond"])
@@ -343,7 +345,7 @@ show("beyond", claims.claims_shown(beyond.read_claims_of(beyond_runs)))
 # * Training sets matched by task, as here and in the paper, are not matched by tokens: the stateless adapter has read
 #   more text. Adapters matched by tokens are trained by `make beyond` only.
 # * The prompt names the runtime in every cell, here and in the paper. Only `make beyond` tells persistence and its cue
-#   apart.
+#   apart; and a model that never read a prompt without this cue may not act at all where there is none.
 
 # %%
 run.record("05_analysis", parameters, round(time.perf_counter() - started, 1))

@@ -22,8 +22,8 @@ runtimes that are not told, adapters of mixed traces or of as many tokens) is ju
 beyond``); the paper has no number for it.
 
 **Trainings.** Another training may turn a verdict. With runs of several trainings the estimates are those of
-``crossed``, whose intervals ask what other trainings and other tasks would give; the tests of "same" take each task's
-mean over trainings, so they ask about other tasks only. With one, all is about that one.
+``crossed``, whose intervals ask what other trainings and other tasks would give; "the same" has to hold for both too,
+and a difference is tested on each task's mean over trainings, so for other tasks only. With one, all is about that one.
 
 ``reasons`` says, from the tables of the same run, what lies behind each verdict that is not "reproduced".
 """
@@ -52,13 +52,13 @@ UNITS = {"points": (100, 1, " points"), "share": (100, 0, " %"), "ratio": (1, 2,
 ONE_TRAINING = "All of it is about the one training of each model in this run: another may give other verdicts."
 MOVES = (
     "But for the training traces, they rest on {} trainings of each model (seeds {}); from one of these to another, a "
-    "claim's score or difference of scores moves by up to {} points."
+    "claim's score, or difference of two scores, moves by up to {} points."
 )
 ACROSS = (
     "But for the training traces, all of it rests on {} trainings of each model (seeds {}): estimates are means over "
     "trainings and tasks, with percentile intervals of a crossed bootstrap that resamples both; n counts tasks; "
-    "whether there is a difference, or none, is tested on each task's mean over trainings; the range over trainings "
-    "is that of the estimates of each one."
+    "a difference is tested on each task's mean over trainings, that there is none by that bootstrap as well; the "
+    "range over trainings is that of the estimates of each one."
 )
 SAID = {"same": "not significant", "below": "< 8 points, none solved"}  # by rule, how the paper puts it in words
 
@@ -128,7 +128,7 @@ CLAIMS = [
         "above", f"{SLOPE} difference", PS, PP, beyond=True,
     ),
     Claim(
-        "Carry-over of a turn that the cap cut short mends P→S", "v3", "points", None,
+        "Carry-over of a turn that the cap cut short raises P→S", "v3", "points", None,
         "above", "score difference", ("persistent", "carry-over"), PS, beyond=True,
     ),
     Claim(

@@ -41,7 +41,9 @@ def overview(episodes: pd.DataFrame) -> str:
         why = episodes.loc[episodes["status"] != "completed", "status"].value_counts().sort_index()
         said.append(f"Unscored: {listed([f'{number} {status}' for status, number in why.items()])}.")
     if broken := int((done["finish_reason"] == "error").sum()):
-        said.append(f"Ended by an error such as a full context, and scored as they stood: {broken}.")
+        said.append(
+            f"Ended by an error (full context, malformed replies in a row), and scored as they stood: {broken}."
+        )
     if unknown := int(done["inspected"].isna().sum()):
         said.append(f"Inspection budget unknown, for want of the task's file: {unknown}; `inspected` is empty there.")
     return " ".join(said)

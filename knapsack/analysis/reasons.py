@@ -45,7 +45,7 @@ def _went(cell: tuple, episodes: pd.DataFrame, causes: pd.DataFrame) -> str:
         "hit the cap": (own["cap_hits"] > 0).sum(),
         f"miss a name ({own['missing_bindings'].sum():,.0f} times)": (own["missing_bindings"] > 0).sum(),
         "reach the turn limit": (own["finish_reason"] == "max_turns").sum(),
-        "end by an error such as a full context": (own["finish_reason"] == "error").sum(),
+        "end by an error (full context, malformed replies in a row)": (own["finish_reason"] == "error").sum(),
     }
     told = [f"{count} {what}" for what, count in counts.items() if count]
     turns, tokens = (own[name].mean() for name in ("turns", "total_tokens"))

@@ -120,7 +120,7 @@ def start_copying(model: Qwen3ForCausalLM, source: torch.Generator) -> None:
     Models of any size grow such an induction circuit early in pre-training (Olsson et al. 2022,
     arXiv 2209.11895), but it takes more tokens than two cores see in an hour. So the four heads of layer 0 start
     by looking 1, 2, 3 and 4 tokens back, and three heads of layer 1 by finding where the last four tokens stood
-    before, the latest place first, and reading what followed. All weights are trained on from there.
+    before, the latest place first, and reading what followed. ``training`` says which of them stay as they are.
     """
     config = model.config
     width, size = config.hidden_size, config.head_dim

@@ -158,14 +158,13 @@ def train(
         free = torch.zeros_like(projection.weight)
         free[3 * model.config.head_dim :] = 1  # the fourth head
         projection.weight.register_hook(lambda gradient, free=free: gradient * free)
-    groups = [{"params": [], "weight_decay": decay, "share": share} for decay in (0.0, 0.05) for share in (0.5, 1.0)]
+    of = ((0.0, 0.5), (0.0, 1.0), (0.05, 1.0))  # what started as it should, other vectors, other matrices
+    groups = [{"params": [], "weight_decay": decay, "share": share} for decay, share in of]
     for name, parameter in model.named_parameters():
         started = "embed_tokens" in name or "layers.1.self_attn" in name  # decay would act where no gradient does
         if parameter.requires_grad:
-            groups[2 * (parameter.ndim > 1 and not started) + (not started)]["params"].append(parameter)
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=rate, betas=(0.9, 0.95), fused=True
-    )
+            groups[0 if started else parameter.ndim]["params"].append(parameter)
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)
     arguments = [tokens, batch_tokens, rate, seed, ranks, len(rows)]
     history, early_steps, recent = [{"step": 0, "tokens": 0, "seconds": 0}], 0, []
     if checkpoint.exists():
@@ -248,9 +247,9 @@ record of that run.
 prompts, and 60 tasks solved by the rule-based teacher, so that common words are one token each.
 
 **The attention of its first two layers did not start from random weights** but from a structure
-that copies (`knapsack.nano.model.start_copying`). All weights were trained on from there, except those
-that say where its seven heads look, and the embeddings of names, ids, numbers and letters, which are only ever looked
-up, and of words that never occurred: these stayed as they were.
+that copies (`knapsack.nano.model.start_copying`). All weights were trained on from there, except the
+attention of the first layer, what says where three heads of the second look, and the embeddings of names, ids, numbers
+and letters, which are only ever looked up, and of words that never occurred: these stayed as they were.
 
 On held-out exercises its first choice is right for {accuracies}.
 

@@ -33,7 +33,7 @@ def test_the_overview_says_what_is_there_and_what_is_not():
         "2 cells: base and qwen3; in the persistent and carry-over runtime; on easy. "
         "Not every model was played in every runtime on every split. 4 of 6 episodes are scored. "
         "Unscored: 1 timeout and 1 unanswered. "
-        "Ended by an error such as a full context, and scored as they stood: 1. "
+        "Ended by an error (full context, malformed replies in a row), and scored as they stood: 1. "
         "Inspection budget unknown, for want of the task's file: 1; `inspected` is empty there."
     )
     whole = comparisons.overview(episodes.head(3).assign(finish_reason="finish_tool", inspected=1.0))
