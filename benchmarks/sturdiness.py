@@ -40,10 +40,10 @@ traces and the cells of the base and the teacher are the same in all. Made by `p
 OTHER_TASKS = """
 # Other tasks
 
-Tasks, traces and training of a study are drawn by the seed that it is named by, under the usual arithmetic. Nobody
-looked at these tasks when the model and its teacher were chosen, as happened with those above. Seed 1000 was looked at
-once: it showed, when all training prompts named one cap, that P→S fails where a prompt names another, and that is why
-`training_caps` has two.
+Tasks, traces and training of a study are drawn by the seed that it is named by, under the usual arithmetic. The model,
+its teacher and its adapters were chosen by looking at the tasks above, not at these, but for one choice: seed 1000
+showed, when all training prompts named one cap, that P→S fails where a prompt names another, and that is why
+`training_caps` has two. Seed 3000 was first played for this page.
 
 """
 
@@ -104,7 +104,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arithmetics", nargs="+", choices=ARITHMETICS, default=["usual", "other"])
-    parser.add_argument("--tasks", nargs="+", type=int, default=[1000], help="seeds of studies on other tasks")
+    parser.add_argument("--tasks", nargs="+", type=int, default=[1000, 3000], help="seeds of studies on other tasks")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "sturdiness")
     args = parser.parse_args()
     if len({product(arithmetic) for arithmetic in args.arithmetics}) < len(args.arithmetics):
