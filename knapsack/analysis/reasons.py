@@ -64,5 +64,5 @@ def _needed(claim: Claim, row: dict, equivalence: pd.DataFrame) -> str:
     found = own[own["first"].isin(ends) & own["second"].isin(ends)].iloc[0]
     return (
         f"So many tasks find a difference of {number(100 * found['detectable'], 1)} points or more; to show equal "
-        f"cells the same takes about {number(found['tasks_needed'])}."
+        f"cells the same takes about {number(found['tasks_needed'])}{', if trainings are alike' * bool(row['trainings'])}."
     )
