@@ -62,7 +62,8 @@ def _needed(claim: Claim, row: dict, equivalence: pd.DataFrame) -> str:
     ends = ["→".join(claim.first), "→".join(claim.second)]
     own = setting_rows(equivalence, (row["split"], row["cap"]))
     found = own[own["first"].isin(ends) & own["second"].isin(ends)].iloc[0]
+    alike = ", if trainings are alike" * bool(row["trainings"])
     return (
         f"So many tasks find a difference of {number(100 * found['detectable'], 1)} points or more; to show equal "
-        f"cells the same takes about {number(found['tasks_needed'])}{', if trainings are alike' * bool(row['trainings'])}."
+        f"cells the same takes about {number(found['tasks_needed'])}{alike}."
     )

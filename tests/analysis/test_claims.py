@@ -271,3 +271,7 @@ def test_a_claim_that_is_not_reproduced_is_explained_by_its_episodes():
     assert "(v1; easy, cap 80) is not reproduced: p < 0.001 for" in loss and "Scores: P→P 0.70 and P→S 0.54." in loss
     assert "of 40 episodes 40 hit the cap, 32 miss a name (32 times) and 40 reach the turn limit; 3 score below" in loss
     assert "the teacher (3 tool-call cap)." in loss and "nan" not in "".join(said)
+    undecided = table.assign(verdict=NOT_TESTABLE, trainings="0, 1")
+    several = reasons.explained(undecided, played, equal, causes)
+    assert "the same takes about" in several and several.count("takes about") == several.count(", if trainings are alike")
+    assert "if trainings are alike" not in "".join(said)
