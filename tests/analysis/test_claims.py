@@ -273,5 +273,5 @@ def test_a_claim_that_is_not_reproduced_is_explained_by_its_episodes():
     assert "the teacher (3 tool-call cap)." in loss and "nan" not in "".join(said)
     undecided = table.assign(verdict=NOT_TESTABLE, trainings="0, 1")
     several = reasons.explained(undecided, played, equal, causes)
-    assert "the same takes about" in several and several.count("takes about") == several.count(", if trainings are alike")
+    assert 0 < several.count("the same takes about") == several.count(", if trainings are alike.")
     assert "if trainings are alike" not in "".join(said)
