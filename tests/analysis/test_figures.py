@@ -238,7 +238,8 @@ def test_paired_differences_are_of_the_same_task_and_show_their_verdict(drawn, m
         assert row["mean"] == pytest.approx(rows["difference"].mean())
         assert row["low_95"] <= row["low_90"] <= row["mean"] <= row["high_90"] <= row["high_95"]
         assert f"{split}: {' − '.join(names)}" in written
-        assert f"{row['mean']:+.2f}: {row['verdict']}".replace("-", "−") in written
+        shown = f"{row['mean']:+.2f}".replace("-", "−") if round(row["mean"], 2) else "0.00"  # nothing has no sign
+        assert f"{shown}: {row['verdict']}" in written
     assert len(data) == 24 and sum("→P − P→S" in text for text in written) == 2
 
 

@@ -187,7 +187,7 @@ def paired_differences(
         ax.plot([row["low_90"], row["high_90"]], [-0.18] * 2, color=colour, lw=2.6, solid_capstyle="butt")
         ax.plot(row["mean"], -0.18, "D", color=colour, mfc="white", ms=3.2, mew=0.9, zorder=5)
         title = f"{names[row['split'], row['cap']]}: {style.cell_label(*first)} − {style.cell_label(*second)}"
-        told = f"{'+' if row['mean'] > 0 else ''}{number(row['mean'], 2)}: {row['verdict']}"
+        told = f"{'+' if round(row['mean'], 2) > 0 else ''}{number(row['mean'], 2)}: {row['verdict']}"
         if len(title) + len(told) > 60:
             title, told = f"{title}\n{told}", ""
         ax.set_title(title, loc="left", fontsize=6.5)
