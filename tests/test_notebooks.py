@@ -8,6 +8,7 @@ import hashlib
 import html
 import json
 import re
+import statistics
 from itertools import product
 
 import jupytext
@@ -149,8 +150,10 @@ def test_a_dry_run_tells_what_the_run_then_does(smallest, smallest_report, tmp_p
         report = json.loads((folder / "training" / kind / "training.json").read_text())["report"]
         rows, total = re.search(rf"{kind} +(\d+) rows, ([\d,]+) in 3 epochs", shown).groups()
         assert int(rows) == report["rows"]
-        # Two rows, of 25 to 50 items, beside the mean of all tasks: a row or an epoch too many would be further off.
-        assert int(total.replace(",", "")) == pytest.approx(report["tokens"] * 3, rel=0.4)
+        last = [read_trace(path).turns[-1] for path in folder.glob(f"traces/{kind}*/knapsack/*.trace.json")]
+        lengths = [turn.prompt_tokens + turn.completion_tokens for turn in last]
+        assert min(lengths) < report["tokens"] / report["rows"] < max(lengths)  # two of these
+        assert int(total.replace(",", "")) == pytest.approx(report["rows"] * 3 * statistics.mean(lengths), rel=0.15)
     parameters = {step.name: step.parameters for step in run_notebooks.plan("nano", "runs/x", said)}
     used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert used < Wanted({"03_finetune": {"base": "nano"}, "model": {"adapter_mb": 2}}, parameters, STEPS).disk + ROOM
