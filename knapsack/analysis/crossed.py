@@ -110,10 +110,10 @@ def over_trainings(
     found, means = crossed_table(episodes, estimates, bootstrap), task_means(episodes)
     equal = equivalence_table(means, margin, bootstrap).drop(columns="verdict")  # it knows only of tasks
     scores = played_by_all(episodes).pivot(index=["run", "task_id"], columns=CELL, values="score")
-    for row in equal.itertuples():
+    for row in equal[equal["n"] > 0].itertuples():
         pair = [(*end.split("→"), row.split, row.cap) for end in (row.first, row.second)]
         cells = scores[pair].dropna().to_numpy().T.reshape(2, episodes["run"].nunique(), -1)
-        apart = _found(cells, (1, -1), bootstrap)[1:] if row.n else np.ones(1)
+        apart = _found(cells, (1, -1), bootstrap)[1:]
         outside = max((apart <= -margin).mean(), (apart >= margin).mean())
         equal.loc[row.Index, "p_equivalence"] = max(row.p_equivalence, outside)
     return found, tests_table(means, found), equal

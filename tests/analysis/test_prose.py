@@ -32,7 +32,7 @@ IN_README = {
     "notebook 5": "a notebook",
     "95 % interval": "a level",
     "Hard of 40 to 50 items": "a configuration of tasks",
-    "25 to 50 items": "another",
+    "25 to 50 items": "the sizes of training tasks",
     "20 turns at most": "a parameter",
     "the paper's 40": "the paper's parameter",
     '"completed, score 0"': "what other harnesses write",

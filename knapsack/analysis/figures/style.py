@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from knapsack.analysis.intervals import CONFIDENCE, Bootstrap
+from knapsack.analysis.intervals import CONFIDENCE, METHOD, Bootstrap
 from knapsack.analysis.metrics import RUNTIMES, SETTING, SHORT, completed
 from knapsack.runtime import KINDS
 
@@ -128,7 +128,8 @@ def labels_text(runtimes: Iterable[str] = ()) -> str:
 
 def interval_text(bootstrap: Bootstrap) -> str:
     """How the intervals of means were made. The seed is the bootstrap's, not that of a run (``origin_text``)."""
-    made = f"BCa bootstrap over tasks, {bootstrap.n_resamples:,} resamples, bootstrap seed {bootstrap.seed}"
+    method = {"bca": "BCa", "percentile": "percentile"}[METHOD]
+    made = f"{method} bootstrap over tasks, {bootstrap.n_resamples:,} resamples, bootstrap seed {bootstrap.seed}"
     return f"{percent(CONFIDENCE)} interval ({made})"
 
 
