@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -28,7 +28,9 @@ from knapsack.chat_template import template_of
 from knapsack.prompts import Rendered, render
 from knapsack.training_data import AdapterRows
 
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # all of a Qwen3 layer
+ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")  # of a Qwen3 layer
+# The scale model's first two layers find what is to be copied, and an adapter on their attention garbles copies.
+OF_NANO = (*MLP, *(f"{layer}.self_attn.{name}" for layer in (2, 3) for name in ATTENTION))
 WIDTH_STEP = 128  # batches are filled up to multiples of so many tokens: kernels are kept in memory for every shape
 
 
@@ -42,7 +44,7 @@ class Recipe:
     rank: int = Field(8, ge=1, le=1024)
     alpha: int = Field(16, ge=1, le=4096)
     dropout: float = Field(0.0, ge=0, le=0.9)
-    target_modules: tuple[str, ...] = Field(LINEAR, min_length=1, strict=False)  # ends of layers' names; or a list
+    target_modules: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), strict=False)  # see adapted_in
     learning_rate: float = Field(1e-3, ge=1e-7, le=1)  # of AdamW
     epochs: float = Field(1.0, ge=0.01, le=100)
     batch_tokens: int = Field(1024, ge=16, le=10_000_000)  # of a batch, padding counted; a longer row is one by itself
@@ -57,6 +59,12 @@ class Recipe:
     validation_share: float = Field(0.05, ge=0, le=0.5)  # of the rows, held out
     evaluations: int = Field(5, ge=1, le=1000)  # on the held-out rows, spread over the training
     seed: int = Field(0, ge=0, le=2**32 - 1)
+
+
+def adapted_in(base: str, target_modules: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Ends of the names of the layers that an adapter of ``base`` is put on: ``target_modules``, or, if there are none,
+    all linear layers (the paper's choice), of the scale model without the attention that copies."""
+    return target_modules or (OF_NANO if base == "nano" else (*ATTENTION, *MLP))
 
 
 # What is trained on
@@ -449,6 +457,7 @@ def finetune(
     from knapsack.gpu.backends import check_packages, prepare_backend
 
     output, backend = Path(output), prepare_backend(backend, output)
+    recipe = replace(recipe, target_modules=adapted_in(base, recipe.target_modules))
     source, recipe_json = runs.find_base(base), json.loads(json.dumps(asdict(recipe)))
     made_from = {"recipe": recipe_json, "rows": _digest(rows), "base": runs.content_digest(source)}
     with runs.writing(output):

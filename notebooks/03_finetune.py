@@ -31,10 +31,7 @@ backend: str = "auto"  # what loads and trains: "peft", "unsloth", or "auto" (Un
 rank: int = 8  # of the LoRA matrices
 alpha: int = 16  # LoRA scale; the update is multiplied by alpha / rank
 dropout: float = 0.0  # on what enters the LoRA matrices
-target_modules: list[str] = [
-    "gate_proj", "up_proj", "down_proj", "2.self_attn.q_proj", "2.self_attn.k_proj", "2.self_attn.v_proj",
-    "2.self_attn.o_proj", "3.self_attn.q_proj", "3.self_attn.k_proj", "3.self_attn.v_proj", "3.self_attn.o_proj",
-]  # ends of the names of what is adapted: not the attention of layers 0 and 1, which copies
+target_modules: list[str] = []  # ends of adapted layers' names; []: all linear ones, of "nano" not what copies
 learning_rate: float = 1e-3  # highest learning rate of AdamW
 epochs: float = 1.0  # passes over the rows
 batch_tokens: int = 1024  # tokens of a batch at most, padding counted

@@ -127,7 +127,7 @@ def test_a_training_learns_and_reports(base, trained):
 def test_the_adapter_is_of_the_kind_that_servers_load(trained, tokenizer):
     config = runs.read_json(trained[0] / "adapter" / "adapter_config.json")
     assert (config["peft_type"], config["task_type"], config["bias"]) == ("LORA", "CAUSAL_LM", "none")
-    assert config["target_modules"] == sorted(ft.Recipe().target_modules)  # plain names, no pattern
+    assert config["target_modules"] == sorted(ft.adapted_in("tiny"))  # plain names, no pattern
     extras = ("modules_to_save", "rank_pattern", "alpha_pattern", "auto_mapping", "use_dora", "use_rslora")
     assert not any(config[extra] for extra in extras)
     template = (trained[0] / "adapter" / "chat_template.jinja").read_text()  # writes what was trained on
@@ -268,7 +268,6 @@ def test_two_trainings_into_one_folder_at_once(base, tmp_path, monkeypatch):
         ("dropout", 1.0, "less than or equal to 0.9"),
         ("learning_rate", float("nan"), "finite number"),
         ("scheduler", "step", "'cosine', 'linear' or 'constant_with_warmup'"),
-        ("target_modules", [], "at least 1 item"),
         ("target_modules", "q_proj", "valid tuple"),
         ("ranc", 4, "unexpected keyword"),
     ],
@@ -283,6 +282,16 @@ def test_a_bad_recipe_names_field_value_and_bound(name, value, bound):
 def test_equal_numbers_are_one_recipe():
     one, same = ft.Recipe(epochs=2, target_modules=["q_proj"]), ft.Recipe(epochs=2.0, target_modules=("q_proj",))
     assert repr(one) == repr(same) and one == same
+
+
+def test_without_a_choice_all_linear_layers_are_adapted_but_for_what_copies_in_the_scale_model(tmp_path):
+    public = ft.adapted_in("Qwen/Qwen3-0.6B")
+    assert {*public} == {*"q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()}
+    assert ft.adapted_in("nano", ("q_proj",)) == ("q_proj",)
+    ft.finetune(RECIPE, make_rows(4), "nano", tmp_path)
+    adapted = [name.split("layers.")[1] for name in load(weights(tmp_path))]
+    assert {name[0] for name in adapted if "mlp" in name} == {*"0123"}
+    assert {name[0] for name in adapted if "self_attn" in name} == {*"23"}
 
 
 def test_single_layers_can_be_adapted(base, tmp_path):

@@ -143,7 +143,7 @@ def test_what_is_missing_is_said_with_its_remedy_before_any_work(arguments, said
 
 BAD = {"int": -1, "float": -1.0, "bool": 1, "str": "none", "list[str]": [""], "dict": {"x": {"endpoint": "here"}}}
 BAD |= {"list[int]": [2, 2]}
-BAD_NAMES = {"run_folder": "", "reuse": 7, "base": "", "published_folder": 7, "target_modules": []}
+BAD_NAMES = {"run_folder": "", "reuse": 7, "base": "", "published_folder": 7}
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
