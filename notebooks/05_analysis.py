@@ -66,7 +66,7 @@ started = time.perf_counter()
 run = open_run(run_folder)
 parameters = run.parameters("05_analysis", globals())
 bootstrap = intervals.Bootstrap(n_resamples, seed)
-folder = metrics.source_folder(run, source, published_folder)
+folder = metrics.source_folder(run, published_folder)
 tables.clear(run)
 
 

@@ -316,25 +316,16 @@ def test_a_result_without_its_trace_is_named(download):
         metrics.read_cells(download)
 
 
-@pytest.mark.parametrize(
-    ("source", "folder", "complaint"),
-    [
-        ("publish", "", 'needs "run" or "published"'),
-        ("published", "", "name the folder"),
-        ("run", "somewhere", "name the folder"),
-        ("published", "/nowhere/at/all", "there is no folder /nowhere/at/all"),
-    ],
-)
-def test_a_wrong_source_is_refused_with_what_to_do(tmp_path, source, folder, complaint):
-    with pytest.raises((ValueError, FileNotFoundError), match=complaint):
-        metrics.source_folder(Run(tmp_path), source, folder)
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder /nowhere/at/all"):
+        metrics.source_folder(Run(tmp_path), "/nowhere/at/all")
 
 
 def test_downloaded_data_does_not_mix_with_a_run(run, download, tmp_path):
     assert metrics.source_folder(run) == run.folder / "evaluations"
-    assert metrics.source_folder(Run(tmp_path / "new"), "published", str(download)) == download
+    assert metrics.source_folder(Run(tmp_path / "new"), str(download)) == download
     with pytest.raises(ValueError, match="choose another run_folder"):
-        metrics.source_folder(run, "published", str(download))
+        metrics.source_folder(run, str(download))
     with pytest.raises(FileNotFoundError, match="run notebook 04 first"):
         metrics.read_cells(tmp_path / "new")
 

@@ -47,21 +47,14 @@ TURN_NUMBERS = "turn,prompt_tokens,completion_tokens,names_bound,names_needed,na
 TURN_COLUMNS = [*CELL, "task_id", *TURN_NUMBERS]
 
 
-def source_folder(run: Run, source: str = "run", published_folder: str = "") -> Path:
-    """The folder of cells to analyse: the run's evaluations (source "run"), or downloaded ones ("published").
+def source_folder(run: Run, published_folder: str = "") -> Path:
+    """The folder of cells to analyse: the run's evaluations, or downloaded ones.
 
-    A relative ``published_folder`` lies below the checkout. Raises ValueError for values that do not go together,
-    or a run folder with evaluations of its own, and FileNotFoundError for a folder that is not there.
+    A relative ``published_folder`` lies below the checkout. Raises ValueError for a run folder with evaluations of its
+    own, and FileNotFoundError for a folder that is not there.
     """
     own = run.evaluations
-    if source not in ("run", "published"):
-        raise ValueError(f'source = {source!r}: needs "run" or "published"')
-    if (source == "published") != bool(published_folder):
-        raise ValueError(
-            f"source = {source!r} and published_folder = {published_folder!r}: name the folder of the downloaded "
-            'cells with source = "published", and none with source = "run"'
-        )
-    if source == "run":
+    if not published_folder:
         return own
     folder = project_folder() / Path(published_folder).expanduser()
     if not folder.is_dir():

@@ -42,7 +42,7 @@ def write_episodes(run: Run) -> Path:
 def content(run: Run) -> dict:
     """What the page shows: the completed episodes by cell and task, and, told once, what the models were told."""
     parameters = run.read_manifest().get("05_analysis", {}).get("parameters", {})
-    folder = source_folder(run, *(parameters[name] for name in ("source", "published_folder") if name in parameters))
+    folder = source_folder(run, parameters.get("published_folder", ""))
     text = {"task_id": str}  # a published one may be a number
     episodes = completed(pd.read_csv(run.results / "episodes.csv", dtype=text))
     failures = pd.read_csv(run.results / "failures.csv", dtype=text).set_index([*CELL, "task_id"]).to_dict("index")
