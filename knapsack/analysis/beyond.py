@@ -18,15 +18,16 @@ NOTHING = "Nothing of this was asked here: `make beyond` does it after `make rep
 def read_claims_of(folders: Sequence[str | Path]) -> pd.DataFrame:
     """The rows of the runs' ``results/claims.csv`` about claims that go beyond the default run.
 
-    Raises FileNotFoundError for a run without one, CorruptFileError for a damaged one."""
-    further, found = {claim.text for claim in CLAIMS if claim.beyond}, [pd.DataFrame(columns=COLUMNS)]
+    Raises FileNotFoundError for a run without one, CorruptFileError for a damaged one or one of another version, whose
+    rows would be lost without a word."""
+    further, found = {claim.text: claim.beyond for claim in CLAIMS}, [pd.DataFrame(columns=COLUMNS)]
     for folder in folders:
         path = open_run(folder).results / "claims.csv"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: {REMEDY}")
-        with parsing(path, "a table of claims", REMEDY):
+        with parsing(path, "a table of this version's claims", REMEDY):
             table = read_claims(path)[COLUMNS]
-        found.append(table[table["claim"].isin(further)])
+            found.append(table[[further[claim] for claim in table["claim"]]])
     return pd.concat([table for table in found[1:] if len(table)] or found, ignore_index=True)
 
 

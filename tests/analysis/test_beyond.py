@@ -54,3 +54,11 @@ def test_a_run_that_was_not_analysed_or_is_damaged_is_named(other, tmp_path):
     (run.results / "claims.csv").write_text("claim\nchanged\n")
     with pytest.raises(CorruptFileError, match=r"claims\.csv lacks"):
         beyond.read_claims_of([run.folder])
+
+
+def test_claims_in_the_words_of_another_version_are_not_left_out_without_a_word(other):
+    run = other("a", [25])
+    path = run.results / "claims.csv"
+    path.write_text(path.read_text().replace("Carry-over of a turn", "Carrying over a turn"))
+    with pytest.raises(CorruptFileError, match=r"claims\.csv lacks.*Carrying over a turn.*run notebook 05 on this run"):
+        beyond.read_claims_of([run.folder])
