@@ -13,6 +13,8 @@ READY := .venv/.ready
 unsloth := --no-deps unsloth==2026.10.9 unsloth_zoo==2026.10.9 bitsandbytes==0.50.2
 browser := playwright==1.65.2 axe-playwright-python==0.1.8
 inspect := inspect_ai==0.3.285 fsspec==2026.2.0
+# Where the programs and templates are that such an environment sees the packages of.
+THERE := MONTY_BIN=$(CURDIR)/$(BIN)/monty JUPYTER_PATH=$(CURDIR)/.venv/share/jupyter
 # The analysis of the default run, beside all that was made of it.
 FOLDERS = $$(find runs -maxdepth 1 -name '$(1)*' | sort | paste -sd, -)
 BESIDE = $(BIN)/python run_notebooks.py --only 5 -p more_runs=$(call FOLDERS,seed) -p beyond_runs=$(call FOLDERS,beyond-)
@@ -86,11 +88,11 @@ test-unsloth: .venv-unsloth/.ready  ## the tests that need Unsloth, on the CPU, 
 	.venv-unsloth/bin/python -m pytest -q tests/gpu $(ARGS)
 
 test-inspect: .venv-inspect/.ready  ## the tests that need inspect_ai, in .venv-inspect
-	MONTY_BIN=$(BIN)/monty .venv-inspect/bin/python -m pytest -q tests/inspect $(ARGS)
+	$(THERE) .venv-inspect/bin/python -m pytest -q tests/inspect $(ARGS)
 
 # In the machine's Chromium, else in Playwright's: .venv-browser/bin/playwright install chromium
 test-browser: .venv-browser/.ready  ## the run's pages and JupyterLab in a real browser, in .venv-browser
-	MONTY_BIN=$(BIN)/monty .venv-browser/bin/python -m pytest -q tests/browser $(ARGS)
+	$(THERE) .venv-browser/bin/python -m pytest -q tests/browser $(ARGS)
 
 lab: $(READY)  ## the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks

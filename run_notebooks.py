@@ -243,7 +243,7 @@ def use_this_interpreter(folder: str, offline: bool) -> None:
     variables = dict.fromkeys(OFFLINE, "1") if offline else {}
     variables |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONWARNINGS": "ignore:IProgress not found"}
     write_kernel_spec(Path(folder) / "kernels" / "python3", {"env": variables}, ["--log-level=CRITICAL"])
-    os.environ["JUPYTER_PATH"] = folder
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (folder, os.environ.get("JUPYTER_PATH"))))
 
 
 def summary(run: Run, steps: list[Step]) -> str:

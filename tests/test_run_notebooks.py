@@ -258,6 +258,7 @@ def test_the_kernel_is_this_interpreter_offline_if_the_profile_says_so(root, tmp
     command = {"argv": ["/bin/false", "{connection_file}"], "display_name": "another", "language": "python"}
     (elsewhere / "kernel.json").write_text(json.dumps(command))
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "data"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     tell = "import os, pathlib, sys\npathlib.Path('..', run_folder, 'told').write_text("
     tell += "sys.executable + ' ' + str(os.environ.get('HF_HUB_OFFLINE')))"
@@ -267,6 +268,7 @@ def test_the_kernel_is_this_interpreter_offline_if_the_profile_says_so(root, tmp
         assert run_notebooks.main(["--only", "1", "--profile", name]) == 0
         assert (root / "runs" / name / "told").read_text() == f"{sys.executable} {offline}"
     assert "HF_HUB_OFFLINE" not in os.environ
+    assert os.environ["JUPYTER_PATH"].endswith(str(tmp_path / "data"))  # where the page's templates may lie
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
