@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from knapsack import finetune as ft
 from knapsack import runs
-from knapsack.analysis.trainings import marked
+from knapsack.analysis.trainings import marked, summary
 from knapsack.prompts import Rendered, render
 from knapsack.training_data import read_adapters
 
@@ -122,6 +122,13 @@ def test_a_training_learns_and_reports(base, trained):
     assert files(folder) == FINISHED
     written = "".join(p.read_text() for p in [folder / "training.json", folder / "adapter" / "adapter_config.json"])
     assert str(base.parent) not in written and str(folder) not in written
+
+
+def test_the_table_tells_in_what_the_base_was_loaded(trained, base):
+    device = trained[1].device
+    loaded = ft.load_plain(dataclasses.replace(RECIPE, target_modules=("q_proj",)), base, device)
+    frozen = {parameter.dtype for parameter in loaded.parameters() if not parameter.requires_grad}
+    assert {f"torch.{summary(trained[1])['base weights']}"} == {*map(str, frozen)}
 
 
 def test_the_adapter_is_of_the_kind_that_servers_load(trained, tokenizer):

@@ -53,13 +53,12 @@ def source_folder(run: Run, published_folder: str = "") -> Path:
     A relative ``published_folder`` lies below the checkout. Raises ValueError for a run folder with evaluations of its
     own, and FileNotFoundError for a folder that is not there.
     """
-    own = run.evaluations
     if not published_folder:
-        return own
+        return run.evaluations
     folder = project_folder() / Path(published_folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"published_folder = {published_folder!r}: there is no folder {folder}")
-    if own.exists() and own.resolve() != folder.resolve():
+    if run.evaluations.exists() and run.evaluations.resolve() != folder.resolve():
         raise ValueError(f"{run.folder} has evaluations of its own: choose another run_folder for downloaded data")
     return folder
 
