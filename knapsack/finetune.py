@@ -28,9 +28,9 @@ from knapsack.chat_template import template_of
 from knapsack.prompts import Rendered, render
 from knapsack.training_data import AdapterRows
 
-ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")  # of a Qwen3 layer
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # all of a Qwen3 layer
 # The scale model's first two layers find what is to be copied, and an adapter on their attention garbles copies.
-OF_NANO = (*MLP, *(f"{layer}.self_attn.{name}" for layer in (2, 3) for name in ATTENTION))
+OF_NANO = (*LINEAR[4:], *(f"{layer}.self_attn.{name}" for layer in (2, 3) for name in LINEAR[:4]))
 WIDTH_STEP = 128  # batches are filled up to multiples of so many tokens: kernels are kept in memory for every shape
 
 
@@ -44,7 +44,7 @@ class Recipe:
     rank: int = Field(8, ge=1, le=1024)
     alpha: int = Field(16, ge=1, le=4096)
     dropout: float = Field(0.0, ge=0, le=0.9)
-    target_modules: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), strict=False)  # see adapted_in
+    target_modules: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), strict=False)  # see finetune
     learning_rate: float = Field(1e-3, ge=1e-7, le=1)  # of AdamW
     epochs: float = Field(1.0, ge=0.01, le=100)
     batch_tokens: int = Field(1024, ge=16, le=10_000_000)  # of a batch, padding counted; a longer row is one by itself
@@ -59,12 +59,6 @@ class Recipe:
     validation_share: float = Field(0.05, ge=0, le=0.5)  # of the rows, held out
     evaluations: int = Field(5, ge=1, le=1000)  # on the held-out rows, spread over the training
     seed: int = Field(0, ge=0, le=2**32 - 1)
-
-
-def adapted_in(base: str, target_modules: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Ends of the names of the layers that an adapter of ``base`` is put on: ``target_modules``, or, if there are none,
-    all linear layers (the paper's choice), of the scale model without the attention that copies."""
-    return target_modules or (OF_NANO if base == "nano" else (*ATTENTION, *MLP))
 
 
 # What is trained on
@@ -447,6 +441,8 @@ def finetune(
 ) -> TrainingReport:
     """Train an adapter of ``base`` ("nano", a folder, or a Hugging Face name) on ``rows`` into ``output``.
 
+    It is put on the layers whose names end as ``recipe.target_modules`` say; if there are none, on all linear layers
+    (the paper's choice), of "nano" on those in OF_NANO.
     If ``output`` holds a finished adapter of the same recipe, rows and base, its report is returned; if of others,
     ValueError says what differs. One that ``other``, such a folder of another run, holds is taken over. Raises
     FileNotFoundError for a missing base, ValueError for an unknown back end, for rows too few or too long and for
@@ -457,7 +453,7 @@ def finetune(
     from knapsack.gpu.backends import check_packages, prepare_backend
 
     output, backend = Path(output), prepare_backend(backend, output)
-    recipe = replace(recipe, target_modules=adapted_in(base, recipe.target_modules))
+    recipe = replace(recipe, target_modules=recipe.target_modules or (OF_NANO if base == "nano" else LINEAR))
     source, recipe_json = runs.find_base(base), json.loads(json.dumps(asdict(recipe)))
     made_from = {"recipe": recipe_json, "rows": _digest(rows), "base": runs.content_digest(source)}
     with runs.writing(output):

@@ -18,8 +18,7 @@ NOTHING = "Nothing of this was asked here: `make beyond` does it after `make rep
 def read_claims_of(folders: Sequence[str | Path]) -> pd.DataFrame:
     """The rows of the runs' ``results/claims.csv`` about claims that go beyond the default run.
 
-    Raises FileNotFoundError for a run without one, CorruptFileError for a damaged one or one of another version, whose
-    rows would be lost without a word."""
+    Raises FileNotFoundError for a run without one, CorruptFileError for a damaged one or one of another version."""
     further, found = {claim.text: claim.beyond for claim in CLAIMS}, [pd.DataFrame(columns=COLUMNS)]
     for folder in folders:
         path = open_run(folder).results / "claims.csv"

@@ -18,8 +18,10 @@ def marked(row: Rendered, tokenizer, lines: int = 40, width: int = 110) -> str:
 
 def summary(report: TrainingReport) -> dict[str, str]:
     """What a reader wants to know of it: a column of the table in notebook 03."""
+    from knapsack.models import dtype_on  # what it imports has to wait for Unsloth
+
+    loaded = str(dtype_on(report.device)).removeprefix("torch.")
     losses = [f"{point['loss']:.3f}" for point in report.validation]
-    dtype = "float32" if report.device == "cpu" else "bfloat16"  # models.dtype_on, which needs torch
     return {
         "rows (held out)": f"{report.rows} ({report.validation_rows})",
         "steps": f"{report.steps}" + (f" (from {report.resumed_from})" if report.resumed_from else ""),
@@ -29,6 +31,6 @@ def summary(report: TrainingReport) -> dict[str, str]:
         "trained parameters": f"{report.trained_parameters:,} of {report.parameters:,}",
         "adapter": f"{report.adapter_bytes / 2**20:.1f} MiB",
         "validation loss": f"{losses[0]} → {losses[-1]}" if losses else "none held out",
-        "base weights": "4-bit NF4, double quantisation" if report.four_bit_layers else dtype,
+        "base weights": "4-bit NF4, double quantisation" if report.four_bit_layers else loaded,
         "back end": f"{report.backend} on {report.device}",
     }
